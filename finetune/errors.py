@@ -1,0 +1,60 @@
+"""The exceptions that carry a message for the user, and the exit code that goes with each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+# FinetuneError (2)        a mistake that the user can fix: one message, no traceback
+# ├── RecipeError (2)      every problem of a recipe at once
+# └── GateFailed (3)       the work is done and written, but a quality gate does not hold
+# Terminated (143)         SIGTERM arrived; like KeyboardInterrupt, not an Exception
+
+
+class FinetuneError(Exception):
+    """A mistake that the user can fix; the message says what was expected, what was found and how to fix it."""
+
+    exit_code: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe: where it stands, which setting, and what is the matter."""
+
+    where: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.path, self.message) if part)
+
+
+class RecipeError(FinetuneError):
+    """All problems of a recipe, reported together."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        heading = "1 problem in the recipe" if count == 1 else f"{count} problems in the recipe"
+        super().__init__("\n".join([f"{heading}:", *(f"  {problem}" for problem in self.problems)]))
+
+
+class GateFailed(FinetuneError):
+    """One or more quality gates do not hold."""
+
+    exit_code = 3
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwind, so that nothing half-written remains."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean X?` for the nearest of the known names, or the list of them when none is near."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if nearest:
+        return f", did you mean {nearest[0]}?"
+    return f" (known: {', '.join(known)})" if known else ""

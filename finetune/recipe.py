@@ -1,0 +1,341 @@
+"""The recipe: everything that decides what a run does, strict and frozen, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from finetune import registry
+from finetune.documents import Document, Keys, dotted, override, read_document
+from finetune.errors import FinetuneError, Problem, RecipeError, suggestion
+
+
+class Section(BaseModel):
+    """The base of the recipe and its sections: strict, frozen, no unknown settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Part(Section):
+    """A registered part chosen by a recipe: its name and all of its options, defaults filled in."""
+
+    name: str
+    options: dict[str, Any]
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the part as a recipe writes it."""
+        return {"name": self.name, **self.options}
+
+
+def _part_of(parts: registry.Registry) -> BeforeValidator:
+    def check(value: object) -> Part:
+        if isinstance(value, Part):
+            return value
+        given: Mapping[str, Any] = value if isinstance(value, dict) else {"name": value}
+        name = given.get("name")
+        if not isinstance(name, str):
+            raise ValueError(f"expected the name of a {parts.kind} or a mapping with `name`, found {value!r}")
+        try:
+            entry = parts.get(name)
+        except FinetuneError as error:
+            raise ValueError(str(error)) from None
+        options = entry.options.model_validate({key: item for key, item in given.items() if key != "name"})
+        return Part(name=name, options=options.model_dump())
+
+    return BeforeValidator(check)
+
+
+def _known_metric(name: str) -> str:
+    if name != "loss":
+        _known(registry.metrics, name)
+    return name
+
+
+def _known(parts: registry.Registry, name: str) -> str:
+    try:
+        parts.get(name)
+    except FinetuneError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Item = TypeVar("Item")
+Many = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
+Metric = Annotated[str, AfterValidator(_known_metric)]
+Cleaner = Annotated[Part, _part_of(registry.cleaners)]
+Splitter = Annotated[Part, _part_of(registry.splitters)]
+Task = Annotated[Part, _part_of(registry.tasks)]
+Freezer = Annotated[Part, _part_of(registry.freezers)]
+Optimizer = Annotated[Part, _part_of(registry.optimizers)]
+Schedule = Annotated[Part, _part_of(registry.schedules)]
+Backend = Annotated[Part, _part_of(registry.backends)]
+
+STRATIFIED = Part(name="stratified", options={"train": 0.8, "validation": 0.1, "test": 0.1})
+
+
+class DataSection(Section):
+    """Which rows, which of their columns, and how they are cleaned and split."""
+
+    source: str
+    columns: dict[str, str] = {}
+    clean: Many[Cleaner] = ()
+    duplicates: Literal["drop", "keep", "error"] = "drop"
+    conflicts: Literal["drop", "error"] = "drop"
+    rare_labels: Literal["error", "drop"] = "error"
+    split: Splitter = STRATIFIED
+
+    @field_validator("source")
+    @classmethod
+    def _exists(cls, source: str, info: ValidationInfo) -> str:
+        if info.context and info.context.get("check_inputs") and not Path(source).is_file():
+            folder = Path(source).parent
+            near = suggestion(Path(source).name, [p.name for p in folder.iterdir()]) if folder.is_dir() else ""
+            raise ValueError(f"expected a file of rows, found nothing at {source}{near}")
+        return source
+
+
+class ModelSection(Section):
+    """The pretrained model: a Hub id with its revision, a local folder, or `package:NAME/FOLDER`."""
+
+    id: str
+    revision: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    max_length: Annotated[int, Field(ge=2)] = 128
+
+    @model_validator(mode="after")
+    def _revision_of_hub_only(self) -> ModelSection:
+        if self.revision and (self.id.startswith("package:") or Path(self.id).is_absolute()):
+            raise ValueError(
+                "`revision` belongs to a model of the Hub; remove it, or use `sha256` to pin these weights"
+            )
+        return self
+
+
+class EarlyStopping(Section):
+    """Which validation score chooses the best model, and how long training goes on without a better one."""
+
+    metric: Metric = "loss"
+    patience: Annotated[int, Field(ge=1)] | None = None
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainSection(Section):
+    """The training loop."""
+
+    epochs: Annotated[int, Field(ge=1)] = 3
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0, lt=10)] = 5e-5
+    optimizer: Optimizer = Part(name="adamw", options={"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8})
+    schedule: Schedule = Part(name="linear", options={"warmup_steps": 0, "warmup_ratio": 0.0})
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    early_stopping: EarlyStopping = EarlyStopping()
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    save_every: Annotated[int, Field(ge=1)] | None = None
+    eval_batch_size: Annotated[int, Field(ge=1)] = 64
+    bucket_by_length: bool = True
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @field_validator("device")
+    @classmethod
+    def _device_name(cls, device: str) -> str:
+        return check_device(device)
+
+
+def check_device(device: str) -> str:
+    """Return the device's name; raise ValueError when it has not the form of one."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, found {device!r}")
+    return device
+
+
+_GATE = re.compile(r"(<=|>=|<|>)\s*(\S+)")
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+class Gate(Section):
+    """A bound that a result must keep: `accuracy: ">= 0.85"`, `quantized.accuracy.drop.high: "<= 0.02"`."""
+
+    path: str
+    comparison: str
+    bound: float
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the gate is about the quantized model."""
+        return self.path.startswith("quantized.")
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a value keeps the bound; NaN never does."""
+        return not math.isnan(value) and _COMPARISONS[self.comparison](value, self.bound)
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.comparison} {self.bound:g}"
+
+
+def _gates(value: object) -> tuple[Gate, ...]:
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f'expected a mapping such as `accuracy: ">= 0.85"`, found {value!r}')
+    return tuple(_gate(path, text) for path, text in value.items())
+
+
+def _gate(path: str, text: object) -> Gate:
+    match = _GATE.fullmatch(text.strip()) if isinstance(text, str) else None
+    try:
+        bound = float(match[2]) if match else math.nan
+    except ValueError:
+        bound = math.nan
+    if match is None or math.isnan(bound):
+        raise ValueError(f'{path}: expected a comparison such as ">= 0.85", found {text!r}')
+    _check_gate_path(path)
+    return Gate(path=path, comparison=match[1], bound=bound)
+
+
+def _check_gate_path(path: str) -> None:
+    name = re.sub(r"\.(low|high|value)$", "", path)
+    if name.startswith("quantized."):
+        name = name.removeprefix("quantized.")
+        if name in {"agreement", "size_ratio"}:
+            return
+        name = name.removesuffix(".drop")
+    try:
+        registry.metrics.get(name)
+    except FinetuneError as error:
+        raise ValueError(
+            f"{path}: expected METRIC, METRIC.low, METRIC.high, quantized.METRIC, quantized.METRIC.drop, "
+            f"quantized.agreement or quantized.size_ratio; {error}"
+        ) from None
+
+
+class Recipe(Section):
+    """One reusable description of a whole job, from raw rows to a quantized model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: Task
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    data: DataSection
+    model: ModelSection
+    freeze: Freezer = Part(name="none", options={})
+    train: TrainSection = TrainSection()
+    metrics: Many[Metric] = ()
+    quantize: Backend | None = None
+    gates: Annotated[tuple[Gate, ...], BeforeValidator(_gates)] = ()
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the recipe as plain values, every default written out, in the form that `load_recipe` reads."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe as YAML text."""
+        from ruamel.yaml import YAML
+        from ruamel.yaml.compat import StringIO
+
+        stream = StringIO()
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.width = 4096
+        yaml.dump(self.resolved(), stream)
+        return str(stream.getvalue())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.resolved() if value.options else value.name
+    if isinstance(value, tuple) and value and all(isinstance(item, Gate) for item in value):
+        return {gate.path: f"{gate.comparison} {gate.bound!r}" for gate in value}
+    if isinstance(value, BaseModel):
+        plain = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+        return {name: item for name, item in plain.items() if item is not None and not (name == "gates" and not item)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, check_inputs: bool = False) -> Recipe:
+    """Read, merge and check a recipe; raise RecipeError with every problem, each with its file and line.
+
+    With `check_inputs` the file of rows has to exist as well.
+    """
+    document = override(read_document(path), list(overrides))
+    try:
+        return Recipe.model_validate(document.values, context={"check_inputs": check_inputs})
+    except ValidationError as error:
+        raise RecipeError(list(_problems(error, document, Recipe, ()))) from None
+
+
+def _problems(error: ValidationError, document: Document, model: type[BaseModel], prefix: Keys) -> Iterator[Problem]:
+    for details in error.errors():
+        keys = (*prefix, *details["loc"])
+        nested = details.get("ctx", {}).get("error")
+        if isinstance(nested, ValidationError):  # the options of a part
+            options = _options_of(nested)
+            yield from _problems(nested, document, options, keys)
+            continue
+        known = _known_fields(model, details["loc"])
+        yield Problem(document.origin(keys), dotted(keys), _explain(details, known, nested))
+
+
+def _options_of(error: ValidationError) -> type[BaseModel]:
+    """Find the options model that refused; pydantic keeps only its title, which is the part's name."""
+    for parts in registry.ALL:
+        for name in parts.names():
+            if parts.get(name).options.__name__ == error.title:
+                return parts.get(name).options
+    return BaseModel
+
+
+def _known_fields(model: type[BaseModel], keys: Keys) -> list[str]:
+    """Return the settings that exist beside the last key."""
+    for key in keys[:-1]:
+        field = model.model_fields.get(str(key))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _explain(details: Any, known: Sequence[str], nested: object) -> str:
+    kind, found = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        return f"unknown setting{suggestion(str(details['loc'][-1]), known)}"
+    if kind == "missing":
+        return "expected a value, found nothing; this setting is required"
+    if kind == "value_error":
+        return str(nested)
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return f"expected a mapping of settings, found {found!r}"
+    expected = re.sub(r"^Input should be ", "expected ", details["msg"])
+    return f"{expected}, found {found!r}"

@@ -1,0 +1,117 @@
+"""Named parts whose keyword-only parameters, with their types and defaults, are their settings in a recipe."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from finetune.errors import FinetuneError, suggestion
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+
+
+class Options(BaseModel):
+    """The base of every generated options model: strict, frozen, closed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered part: what to call, the model of its options, and what else its author declared about it."""
+
+    name: str
+    target: Callable[..., Any]
+    options: type[Options]
+    attributes: Mapping[str, Any]
+
+    def build(self, options: Mapping[str, Any]) -> Any:
+        """Return the class's instance, or the function with its options filled in."""
+        return self.target(**options) if inspect.isclass(self.target) else functools.partial(self.target, **options)
+
+
+class Registry:
+    """The named parts of one kind.
+
+    `room` is the module, or the package of modules, that registers the parts. It is imported at the first look-up,
+    so that this module stands below all rooms and nobody keeps a list of them.
+    """
+
+    def __init__(self, kind: str, room: str) -> None:
+        self.kind = kind
+        self._room = room
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+
+    def register(self, name: str, **attributes: Any) -> Callable[[Target], Target]:
+        """Register a function or class under a name; a name ending in `:` takes the rest of the name as `argument`."""
+
+        def decorate(target: Target) -> Target:
+            assert name not in self._entries, f"the {self.kind} {name!r} is registered twice"
+            self._entries[name] = Entry(name, target, _options_model(name, target), attributes)
+            return target
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """Return the registered names, sorted."""
+        self._load()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> Entry:
+        """Return the part of that name; raise FinetuneError with the nearest name if there is none."""
+        self._load()
+        prefix, colon, argument = name.partition(":")
+        if colon and argument and prefix + colon in self._entries:
+            entry = self._entries[prefix + colon]
+            target = functools.partial(entry.target, argument)
+            return Entry(name, target, entry.options, entry.attributes)
+        if name not in self._entries or colon:
+            raise FinetuneError(f"unknown {self.kind} {name!r}{suggestion(name, self._entries)}")
+        return self._entries[name]
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        room = importlib.import_module(self._room)
+        for module in pkgutil.iter_modules(getattr(room, "__path__", [])):
+            importlib.import_module(f"{self._room}.{module.name}")
+
+
+def _options_model(name: str, target: Callable[..., Any]) -> type[Options]:
+    """Build the options model from the keyword-only parameters; nothing else of the signature is resolved."""
+    namespace = vars(sys.modules[target.__module__])
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        annotation = parameter.annotation
+        if isinstance(annotation, str):
+            annotation = eval(annotation, namespace)  # noqa: S307 -- our own annotations, never a user's text
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[parameter.name] = (annotation, default)
+    model: type[Options] = create_model(f"{name} options", __base__=Options, **fields)
+    return model
+
+
+sources = Registry("source", room="finetune.data.sources")
+cleaners = Registry("cleaner", room="finetune.data.cleaning")
+splitters = Registry("splitter", room="finetune.data.splitting")
+tasks = Registry("task", room="finetune.tasks")
+freezers = Registry("freezing strategy", room="finetune.models.freezing")
+optimizers = Registry("optimizer", room="finetune.training.optimizers")
+schedules = Registry("schedule", room="finetune.training.schedules")
+metrics = Registry("metric", room="finetune.evaluation.metrics")
+baselines = Registry("baseline", room="finetune.evaluation.baselines")
+backends = Registry("quantization backend", room="finetune.quantization")
+
+ALL = (sources, cleaners, splitters, tasks, freezers, optimizers, schedules, metrics, baselines, backends)
