@@ -1,0 +1,325 @@
+"""Folders that stages hand on: complete once their manifest is there, replaced whole, written under a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import FinetuneError
+from finetune.recipe import Recipe, load_recipe
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LIBRARIES = ("finetune-toolkit", "torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "numpy")
+
+
+def fingerprint(value: Any) -> str:
+    """Return the SHA-256 of plain values, written as canonical JSON together with the format version."""
+    text = json.dumps([FORMAT_VERSION, value], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide results."""
+    found = {"python": platform.python_version()}
+    for name in (*LIBRARIES, *more):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old content or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; NaN, which is not JSON, is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a safetensors file atomically; a full disk is an OSError here as everywhere else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.replace(path)
+    except SafetensorError as error:
+        raise as_os_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def as_os_error(error: Exception, path: Path) -> OSError:
+    """Return the OSError that a library wrapped in an exception of its own, by the number in its text."""
+    for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if f"os error {number}" in str(error) or os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number), str(path))
+    return OSError(errno.EIO, str(error), str(path))
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return the folder in which an artifact grows until it is complete."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second writer out of an artifact; the lock goes with the process, however it ends."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FinetuneError(
+            f"{folder}: another finetune process is writing here. Wait for it, or choose another --output."
+        ) from None
+    try:
+        _finish_interrupted_publish(folder)
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Lock an artifact and give an empty folder to build it in; what is unfinished at an error is removed."""
+    partial = partial_folder(folder)
+    with locked(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def publish(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Complete the artifact that grew in the partial folder and put it in place of the one that was there before."""
+    partial = partial_folder(folder)
+    write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, **manifest})
+    _swap(folder)
+
+
+def _swap(folder: Path) -> None:
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial_folder(folder).rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_interrupted_publish(folder: Path) -> None:
+    """Put right what a kill between two renames, or just before them, left behind."""
+    old = folder.with_name(f"{folder.name}.old")
+    if (partial_folder(folder) / MANIFEST).is_file():
+        _swap(folder)
+    elif old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Tell whether a complete artifact is there."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """Return an artifact's manifest; raise FinetuneError if there is none, or one of another kind or version."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FinetuneError(f"{folder}: expected {kind} (a folder with a {MANIFEST}), found none")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found = (manifest["format_version"], manifest["kind"])
+    except (ValueError, KeyError, TypeError):
+        raise FinetuneError(f"{path}: damaged; remove {folder} and make it again") from None
+    if found != (FORMAT_VERSION, kind):
+        raise FinetuneError(
+            f"{path}: expected {kind} of format {FORMAT_VERSION}, found {found[1]} of format {found[0]}"
+        )
+    return dict(manifest)
+
+
+class FeatureTable(Sequence[dict[str, Any]]):
+    """The model's features of a split, one row at a time, from flat arrays: a million rows are no million objects."""
+
+    def __init__(self, table: Any) -> None:
+        """Take the feature columns of an Arrow table: lists of int32, or one number a row."""
+        import numpy as np
+        import pyarrow as pa
+
+        self._rows = table.num_rows
+        self._scalars: dict[str, Any] = {}
+        self._lists: dict[str, tuple[Any, Any]] = {}
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            if pa.types.is_list(column.type):
+                offsets = np.asarray(column.offsets)
+                self._lists[name] = (offsets, np.asarray(column.values))
+            else:
+                self._scalars[name] = np.asarray(column)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens per row."""
+        offsets = self._lists["input_ids"][0]
+        return [int(length) for length in offsets[1:] - offsets[:-1]]
+
+    def __len__(self) -> int:
+        return int(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row: dict[str, Any] = {
+            name: values[offsets[index] : offsets[index + 1]].tolist()
+            for name, (offsets, values) in self._lists.items()
+        }
+        return row | {name: values[index].item() for name, values in self._scalars.items()}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: the line that each row came from, its readable values, and the model's features."""
+
+    name: str
+    lines: list[int]
+    rows: list[dict[str, Any]]
+    features: FeatureTable
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens per row."""
+        return self.features.lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Cleaned, split, tokenized rows in a folder."""
+
+    folder: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What is in the folder, and what it was made from."""
+        return read_manifest(self.folder, "data")
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels in the order of their indices."""
+        return list(self.manifest["labels"])
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of all that decides the tokens."""
+        return str(self.manifest["fingerprint"])
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What happened to every row."""
+        return dict(json.loads((self.folder / "report.json").read_text(encoding="utf-8")))
+
+    def split(self, name: str) -> Split:
+        """Read one split; raise FinetuneError if the data has none of that name."""
+        import pyarrow as pa
+
+        known = self.manifest["splits"]
+        if name not in known:
+            raise FinetuneError(f"--split: expected one of {', '.join(known)}; found {name}")
+        with pa.memory_map(str(self.folder / f"{name}.arrow")) as source, pa.ipc.open_stream(source) as reader:
+            table = reader.read_all()
+        roles = self.manifest["roles"]
+        features = [column for column in table.column_names if column not in {"line", "length", *roles}]
+        rows = table.select(roles).to_pylist()
+        return Split(name, table["line"].to_pylist(), rows, FeatureTable(table.select(features)))
+
+
+def write_split(
+    path: Path, lines: Sequence[int], values: Mapping[str, list[Any]], features: Mapping[str, list[Any]]
+) -> None:
+    """Write one split as an Arrow IPC stream, the form that `datasets.Dataset.from_file` opens."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {"line": pa.array(lines, pa.int64())}
+    columns |= {role: pa.array(column, pa.string()) for role, column in values.items()}
+    for name, column in features.items():
+        columns[name] = pa.array(column, pa.int32() if name.endswith("_id") else pa.list_(pa.int32()))
+    columns["length"] = pa.array([len(ids) for ids in features["input_ids"]], pa.int32())
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model in a folder, with its recipe, its log and its reports; quantized runs have the same shape."""
+
+    folder: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the run is, and what it was made from."""
+        return read_manifest(self.folder, "run")
+
+    @property
+    def format(self) -> str:
+        """Which loader opens the model: transformers, onnx, ..."""
+        return str(self.manifest["format"])
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of all that decides the weights."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels in the order of their indices."""
+        return list(self.manifest["labels"])
+
+    @property
+    def model_folder(self) -> Path:
+        """An ordinary Hugging Face folder."""
+        return self.folder / "model"
+
+    @property
+    def reports(self) -> Path:
+        """Where reports about this run are."""
+        return self.folder / "reports"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe that made it."""
+        return load_recipe(self.folder / "recipe.yaml")
+
+    def data_folder(self) -> Path:
+        """Where the data that it was trained on is, unless somebody moved one of the two."""
+        return self.folder.parent / "data"

@@ -1,0 +1,102 @@
+"""What each artifact depends on, written out as plain values: if two are equal, nothing has to be redone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import Run, fingerprint
+from finetune.models.loading import file_digest, find_model, weights_digest
+from finetune.recipe import Part, Recipe
+
+# Settings of `train` that say where and how fast, not what: they change no result beyond rounding
+OPERATIONAL = {"device", "threads", "eval_batch_size", "save_every"}
+
+
+def rows_inputs(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides which rows there are, how they read, and which split they are in."""
+    resolved = recipe.resolved()
+    source = Path(recipe.data.source)
+    data = {key: value for key, value in resolved["data"].items() if key != "source"}
+    return {"task": resolved["task"], "seed": recipe.seed, "data": {**data, "source_sha256": file_digest(source)}}
+
+
+def tokens_inputs(recipe: Recipe, *, allow_code: bool = False) -> dict[str, Any]:
+    """Return what decides the tokens: the rows, the tokenizer's files and the length limit."""
+    folder = find_model(recipe.model, allow_code=allow_code)
+    return {
+        **rows_inputs(recipe),
+        "model": {"max_length": recipe.model.max_length, "tokenizer_sha256": tokenizer_digest(folder)},
+    }
+
+
+def run_inputs(recipe: Recipe, data_fingerprint: str, *, allow_code: bool = False) -> dict[str, Any]:
+    """Return what decides the trained weights."""
+    folder = find_model(recipe.model, allow_code=allow_code)
+    resolved = recipe.resolved()
+    return {
+        "data_fingerprint": data_fingerprint,
+        "task": resolved["task"],
+        "seed": recipe.seed,
+        "model": {
+            "config_sha256": file_digest(folder / "config.json"),
+            "weights_sha256": recipe.model.sha256 or weights_digest(folder),
+        },
+        "freeze": resolved["freeze"],
+        "train": {key: value for key, value in resolved["train"].items() if key not in OPERATIONAL},
+    }
+
+
+def report_inputs(run: Run, metrics: Sequence[str], split: str, source: Path | None) -> dict[str, Any]:
+    """Return what decides an evaluation's numbers."""
+    return {
+        "run_fingerprint": run.fingerprint,
+        "metrics": list(metrics),
+        "split": split,
+        "source_sha256": file_digest(source) if source else None,
+    }
+
+
+def quantized_inputs(run: Run, backend: Part, metrics: Sequence[str], split: str) -> dict[str, Any]:
+    """Return what decides a quantized run and its before/after report."""
+    return {
+        "run_fingerprint": run.fingerprint,
+        "quantize": backend.resolved(),
+        "metrics": list(metrics),
+        "split": split,
+    }
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Return one hash over the tokenizer's files."""
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+    )
+    files = [path for path in sorted(folder.iterdir()) if path.name in names or path.suffix == ".model"]
+    listing = "".join(f"{file_digest(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted paths at which two descriptions differ."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        path = f"{prefix}.{key}" if prefix else key
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, path)
+        elif before != after:
+            found.append(path)
+    return found
+
+
+def matches(manifest: Mapping[str, Any], inputs: Mapping[str, Any]) -> bool:
+    """Tell whether an artifact was made from exactly these inputs."""
+    return bool(manifest.get("fingerprint") == fingerprint(inputs))

@@ -1,0 +1,55 @@
+"""Where the work runs: device, threads, precision, and whether code from models is allowed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finetune.errors import FinetuneError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The operational settings that a recipe's `train` section and the command line's flags decide together."""
+
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = "auto"
+    allow_code: bool = False
+
+    def accelerator(self) -> Accelerator:
+        """Return Accelerate's view of the device; raise FinetuneError when the device is not there."""
+        import torch
+        from accelerate import Accelerator
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise FinetuneError("training in several processes is not supported yet; start finetune without a launcher")
+        device = self.torch_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+
+    def torch_device(self) -> torch.device:
+        """Return the chosen device and set the number of threads; raise FinetuneError when it is not there."""
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(self.device)
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available.get(device.type) or (device.index or 0) >= max(1, torch.cuda.device_count()):
+            there = [name for name, found in available.items() if found]
+            raise FinetuneError(
+                f"--device: expected one of auto, {', '.join(there)} on this machine; found {self.device}"
+            )
+        return device
