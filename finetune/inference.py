@@ -1,0 +1,101 @@
+"""Running a model over rows, the same way for evaluation, prediction and quantized models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune import registry
+from finetune.artifacts import Run
+from finetune.errors import FinetuneError
+from finetune.evaluation.predictions import Predictions
+from finetune.models.loading import load_tokenizer
+from finetune.progress import Progress
+from finetune.runtime import Runtime
+from finetune.tasks import Task, TaskSpec, open_task
+from finetune.training.batching import evaluation_batches
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A run's model, ready to be asked: whatever its format, it takes the task's batches and returns logits."""
+
+    model: Any
+    tokenizer: Any
+    task: Task
+    spec: TaskSpec
+    labels: list[str]
+    device: torch.device
+
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        features: Sequence[Mapping[str, Any]],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> Predictions:
+        """Return predictions for rows whose features are given, in the order of the rows."""
+        outputs = run_model(self.model, self.task, self.tokenizer, features, batch_size, self.device, progress)
+        return self.task.decode(outputs, rows, self.labels)
+
+
+def open_run(run: Run, runtime: Runtime) -> Predictor:
+    """Load a run's model with the loader that its format names."""
+    recipe = run.recipe
+    task, spec = open_task(recipe.task.name, recipe.task.options)
+    tokenizer = load_tokenizer(run.model_folder, allow_code=runtime.allow_code)
+    device = runtime.torch_device()
+    if run.format == "transformers":
+        model = task.build_model(run.model_folder, run.labels, allow_code=runtime.allow_code).model
+        return Predictor(model.to(device).eval(), tokenizer, task, spec, run.labels, device)
+    import torch
+
+    model = _backend_of(run).attributes["load"](run.model_folder, torch.get_num_threads())
+    return Predictor(model, tokenizer, task, spec, run.labels, torch.device("cpu"))
+
+
+def _backend_of(run: Run) -> registry.Entry:
+    for name in registry.backends.names():
+        entry = registry.backends.get(name)
+        if entry.attributes["format"] == run.format:
+            return entry
+    raise FinetuneError(f"{run.folder}: no quantization backend reads the format {run.format!r}")
+
+
+def run_model(
+    model: Any,
+    task: Task,
+    tokenizer: Any,
+    features: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> NDArray[Any]:
+    """Return the model's logits for all rows, in order; the global generators are left as they were.
+
+    Rows of similar length share a batch, each row is computed once, and nothing is repeated to fill a batch up.
+    """
+    import numpy as np
+    import torch
+
+    from finetune.progress import Silent
+
+    batches = evaluation_batches([len(row["input_ids"]) for row in features], batch_size)
+    outputs: list[Any] = [None] * len(features)
+    was_training = getattr(model, "training", False)
+    model.eval()
+    with torch.random.fork_rng(), torch.inference_mode(), (progress or Silent()).bar("scoring", len(features)) as bar:
+        for rows in batches:
+            batch = task.collate([features[row] for row in rows], tokenizer)
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+            logits = model(**inputs).logits.float().cpu().numpy()
+            for row, values in zip(rows, logits, strict=True):
+                outputs[row] = values
+            bar.advance(len(rows))
+    model.train(was_training)
+    return np.stack(outputs)

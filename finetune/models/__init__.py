@@ -1,0 +1,1 @@
+"""Finding, loading and freezing pretrained models."""

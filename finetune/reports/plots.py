@@ -1,0 +1,80 @@
+"""Pictures for the reports: the loss curve and the confusion matrix."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_LABELS_WITH_NUMBERS = 25
+
+
+def plot_loss_curve(log: Path, target: Path) -> None:
+    """Draw training and validation loss by step from a `log.jsonl`, the restored step marked."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "validation" in line]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], color="#9bb8d3", linewidth=1, label="training")
+    axes.plot(
+        [e["step"] for e in evaluations], [e["validation"]["loss"] for e in evaluations],
+        color="#c44e52", marker="o", label="validation",
+    )  # fmt: skip
+    restored = next((line["restored_step"] for line in lines if "restored_step" in line), None)
+    if restored:
+        axes.axvline(restored, color="#555555", linestyle=":", label=f"best model (step {restored})")
+    axes.set(xlabel="optimizer step", ylabel="loss", title="Loss")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _save(figure, target)
+
+
+def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], target: Path) -> None:
+    """Draw a confusion matrix, coloured by the share of each true label."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(matrix, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(4.5, 0.6 * len(labels) + 2.5) if len(labels) <= MAX_LABELS_WITH_NUMBERS else 14
+    figure = Figure(figsize=(side, side * 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(labels))
+    size = 9 if len(labels) <= MAX_LABELS_WITH_NUMBERS else 5
+    shown = [_plain(label) for label in labels]
+    axes.set_xticks(ticks, shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(ticks, shown, fontsize=size)
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
+    if len(labels) <= MAX_LABELS_WITH_NUMBERS:
+        for true, predicted in np.argwhere(counts > 0):
+            colour = "white" if shares[true, predicted] > 0.5 else "#333333"
+            axes.text(
+                predicted, true, str(int(counts[true, predicted])), ha="center", va="center", color=colour, fontsize=8
+            )
+    figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
+    _save(figure, target)
+
+
+def _plain(label: str) -> str:
+    """Keep a label from being read as a formula, and from being endless."""
+    return (label if len(label) <= 30 else label[:29] + "…").replace("$", r"\$")
+
+
+def _save(figure: Figure, target: Path) -> None:
+    """Write the picture atomically, without a date in it, so that equal runs give equal files."""
+    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"Software": None}
+    figure.savefig(buffer, format="png", dpi=120, metadata=metadata)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(target)

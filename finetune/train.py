@@ -1,0 +1,335 @@
+"""The second stage: from prepared data to a run that holds the best model, its log and its loss curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune import registry
+from finetune.artifacts import (
+    PreparedData,
+    Run,
+    Split,
+    fingerprint,
+    locked,
+    partial_folder,
+    publish,
+    versions,
+    write_text,
+)
+from finetune.errors import FinetuneError
+from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.statistics import point
+from finetune.fingerprints import differences, run_inputs
+from finetune.inference import run_model
+from finetune.models.freezing import apply_freezing
+from finetune.models.loading import check_weights, find_model, load_tokenizer, quiet_transformers
+from finetune.progress import Progress, Silent
+from finetune.recipe import EarlyStopping, Recipe
+from finetune.reports.plots import plot_loss_curve
+from finetune.runtime import Runtime
+from finetune.tasks import TaskSpec, open_task
+from finetune.training.batching import step_groups, total_steps
+from finetune.training.checkpoints import (
+    TrainingState,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    restore_best,
+    save_best,
+    save_checkpoint,
+)
+from finetune.training.loop import Learner, Step, optimizer_steps
+
+INPUTS = "inputs.json"
+
+
+def train(
+    recipe: Recipe,
+    data: PreparedData,
+    folder: Path,
+    *,
+    runtime: Runtime | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train in `folder`, going on from a checkpoint of the same recipe if there is one; return the finished run.
+
+    With `resume` there has to be one; with `force` an unfinished run is thrown away. Raises FinetuneError when the
+    unfinished run that is there belongs to another recipe.
+    """
+    runtime, progress = runtime or Runtime(), progress or Silent()
+    with locked(folder):
+        inputs = run_inputs(recipe, data.fingerprint, allow_code=runtime.allow_code)
+        growing = _open_growing(folder, inputs, resume=resume, force=force)
+        training = _Training(recipe, data, growing, runtime, progress)
+        training.run()
+        manifest = training.finish(inputs)
+        publish(folder, manifest)
+    return Run(folder)
+
+
+def _open_growing(folder: Path, inputs: dict[str, Any], *, resume: bool, force: bool) -> Path:
+    """Return the folder in which the run grows: the one of an interrupted run of the same inputs, or an empty one."""
+    growing = partial_folder(folder)
+    checkpoint = latest_checkpoint(growing / "checkpoints")
+    if resume and (checkpoint is None or force):
+        raise FinetuneError(f"--resume: expected an unfinished run with a checkpoint in {growing}, found none")
+    if checkpoint is not None and not force:
+        stored = json.loads((growing / INPUTS).read_text(encoding="utf-8"))
+        changed = differences(stored, inputs)
+        if not changed:
+            return growing
+        raise FinetuneError(
+            f"{growing}: holds an unfinished run of another recipe (changed: {', '.join(changed)}), at step "
+            f"{read_state(checkpoint).step}. Undo the change to go on with it, or add --force to throw it away."
+        )
+    shutil.rmtree(growing, ignore_errors=True)
+    (growing / "checkpoints").mkdir(parents=True)
+    write_text(growing / INPUTS, json.dumps(inputs, sort_keys=True))
+    return growing
+
+
+class _Log:
+    """`log.jsonl`: one line per step and per evaluation; cut back to the checkpoint when training goes on."""
+
+    def __init__(self, path: Path, keep_bytes: int) -> None:
+        self._stream = path.open("ab")
+        self._stream.truncate(keep_bytes)
+        self._stream.seek(keep_bytes)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._stream.write((json.dumps(line) + "\n").encode())
+        self._stream.flush()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@dataclass
+class _Patience:
+    """Which score counts, which was best, and whether to stop."""
+
+    settings: EarlyStopping
+
+    @property
+    def higher_is_better(self) -> bool:
+        name = self.settings.metric
+        return name != "loss" and bool(registry.metrics.get(name).attributes["higher_is_better"])
+
+    def update(self, state: TrainingState, score: float) -> TrainingState:
+        """Return the state after an evaluation; its `best_step` is this step if the score is the best so far."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        best = state.best_score
+        if best is None or sign * (score - best) > self.settings.min_delta:
+            return replace(state, best_score=score, best_step=state.step, evaluations_without_gain=0)
+        waited = state.evaluations_without_gain + 1
+        if self.settings.patience is not None and waited >= self.settings.patience:
+            reason = f"{self.settings.metric} did not improve in {waited} evaluations"
+            return replace(state, evaluations_without_gain=waited, stopped_because=reason)
+        return replace(state, evaluations_without_gain=waited)
+
+
+class _Training:
+    """One training: what it needs, opened once; `run` reads from top to bottom."""
+
+    def __init__(self, recipe: Recipe, data: PreparedData, folder: Path, runtime: Runtime, progress: Progress) -> None:
+        self.recipe, self.data, self.folder, self.progress = recipe, data, folder, progress
+        self.settings = recipe.train
+        self.spec: TaskSpec
+        self.rows, self.validation = data.split("train"), data.split("validation")
+        self.learner, self.spec = self._open_learner(runtime)
+        self.checkpoints = folder / "checkpoints"
+        self.patience = _Patience(self.settings.early_stopping)
+        self.state = TrainingState()
+        self.started_step = 0
+        options = {"batch_size": self.settings.batch_size, "accumulation": self.settings.gradient_accumulation}
+        lengths = self.rows.lengths
+        self.epoch_groups = lambda epoch: step_groups(
+            lengths, **options, seed=recipe.seed, epoch=epoch, bucket_by_length=self.settings.bucket_by_length
+        )
+        self.total_steps = total_steps(
+            len(self.rows), **options, epochs=self.settings.epochs, max_steps=self.settings.max_steps
+        )
+        self.steps_per_epoch = total_steps(len(self.rows), **options, epochs=1, max_steps=None)
+
+    def _open_learner(self, runtime: Runtime) -> tuple[Learner, TaskSpec]:
+        import torch
+
+        recipe = self.recipe
+        model_folder = find_model(recipe.model, allow_code=runtime.allow_code)
+        check_weights(model_folder, recipe.model.sha256)
+        accelerator = runtime.accelerator()
+        task, spec = open_task(recipe.task.name, recipe.task.options)
+        torch.manual_seed(recipe.seed)  # the new head is drawn from it
+        loaded = task.build_model(model_folder, self.data.labels, allow_code=runtime.allow_code)
+        for notice in loaded.notices:
+            self.progress.note(notice)
+        freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
+        self.progress.note(freezing_table(freezing))
+        tokenizer = load_tokenizer(model_folder, allow_code=runtime.allow_code)
+        if loaded.model.config.pad_token_id is None:
+            loaded.model.config.pad_token_id = tokenizer.pad_token_id
+        make = registry.optimizers.get(self.settings.optimizer.name).build(self.settings.optimizer.options)
+        model = loaded.model.to(accelerator.device)
+        optimizer = make(model.named_parameters(), self.settings.learning_rate)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        return Learner(accelerator, model, optimizer, freezing, task, tokenizer), spec
+
+    def run(self) -> None:
+        """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
+        self._go_on_from_checkpoint()
+        log = _Log(self.folder / "log.jsonl", self.state.log_bytes)
+        try:
+            with self.progress.bar("training", self.total_steps, start=self.state.step) as bar:
+                for step in self._steps():
+                    log.write(step.as_json())
+                    self.state = replace(self.state, step=step.number)
+                    if self._due(step, self.settings.eval_every):
+                        self._evaluate(step, log)
+                    if self._due(step, self.settings.save_every):
+                        self.state = replace(self.state, log_bytes=log.size_bytes)
+                        save_checkpoint(self.learner, self.state, self.checkpoints)
+                    bar.advance(1, _describe(step))
+                    if self.state.stopped_because:
+                        break
+            self._end(log)
+        finally:
+            log.close()
+
+    def _go_on_from_checkpoint(self) -> None:
+        checkpoint = latest_checkpoint(self.checkpoints)
+        if checkpoint is not None:
+            self.state = load_checkpoint(self.learner, checkpoint)
+            self.progress.note(f"going on from the checkpoint of step {self.state.step} of {self.total_steps}")
+        self.started_step = self.state.step
+
+    def _steps(self) -> Any:
+        if self.state.stopped_because:  # it was stopped early, and interrupted before the run was complete
+            return iter(())
+        schedule = registry.schedules.get(self.settings.schedule.name).build(self.settings.schedule.options)
+        return optimizer_steps(
+            self.learner,
+            self.rows.features,
+            self.epoch_groups,
+            learning_rate=self.settings.learning_rate,
+            schedule=schedule,
+            total_steps=self.total_steps,
+            max_gradient_norm=self.settings.max_gradient_norm,
+            seed=self.recipe.seed,
+            done_steps=self.state.step,
+        )
+
+    def _due(self, step: Step, every: int | None) -> bool:
+        return step.number % (every or self.steps_per_epoch) == 0 or step.number == self.total_steps
+
+    def _evaluate(self, step: Step, log: _Log) -> None:
+        scores = self._validation_scores()
+        score = scores[self.settings.early_stopping.metric]
+        self.state = self.patience.update(self.state, score)
+        best = self.state.best_step == step.number
+        if best:
+            save_best(self.learner, self.checkpoints)
+        log.write({"step": step.number, "epoch": step.epoch, "validation": scores, "best": best})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self.progress.note(f"step {step.number}, epoch {step.epoch + 1}: validation {shown}{' (best)' if best else ''}")
+
+    def _validation_scores(self) -> dict[str, float]:
+        learner = self.learner
+        outputs = run_model(
+            learner.model, learner.task, learner.tokenizer, self.validation.features,
+            self.settings.eval_batch_size, learner.accelerator.device,
+        )  # fmt: skip
+        scores = {"loss": mean_loss(learner, outputs, self.validation)}
+        predictions: Predictions = learner.task.decode(outputs, self.validation.rows, self.data.labels)
+        for name in dict.fromkeys((self.spec.metrics[0], self.spec.metrics[1], self.settings.early_stopping.metric)):
+            if name != "loss":
+                scores[name] = point(name, predictions)
+        return scores
+
+    def _end(self, log: _Log) -> None:
+        restore_best(self.learner, self.checkpoints)
+        if not self.state.stopped_because:
+            reason = "max_steps reached" if self.total_steps == self.settings.max_steps else "all epochs done"
+            self.state = replace(self.state, stopped_because=reason)
+        log.write(
+            {"step": self.state.step, "restored_step": self.state.best_step, "because": self.state.stopped_because}
+        )
+        metric = self.settings.early_stopping.metric
+        self.progress.note(
+            f"stopped at step {self.state.step} ({self.state.stopped_because}); restored the best model, of step "
+            f"{self.state.best_step} (validation {metric} {self.state.best_score:.4f})"
+        )
+
+    def finish(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Write the model as an ordinary Hugging Face folder, the recipe and the picture; return the manifest."""
+        learner = self.learner
+        model = learner.accelerator.unwrap_model(learner.model)
+        with quiet_transformers():
+            model.save_pretrained(self.folder / "model", safe_serialization=True)
+            learner.tokenizer.save_pretrained(self.folder / "model")
+        write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+        plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
+        shutil.rmtree(self.checkpoints)
+        (self.folder / INPUTS).unlink()
+        return {
+            "kind": "run",
+            "format": "transformers",
+            "task": self.recipe.task.resolved(),
+            "labels": self.data.labels,
+            "best_step": self.state.best_step,
+            "last_step": self.state.step,
+            "stopped_because": self.state.stopped_because,
+            "metrics": self._best_scores(),
+            "parameters": {"total": learner.freezing.total, "trainable": learner.freezing.trainable},
+            "freezing": [vars(row) for row in learner.freezing.table],
+            "device": str(learner.accelerator.device.type),
+            "precision": {"no": "fp32"}.get(learner.accelerator.mixed_precision, learner.accelerator.mixed_precision),
+            "data_fingerprint": self.data.fingerprint,
+            "fingerprint": fingerprint(inputs),
+            "inputs": inputs,
+            "versions": versions(),
+        }
+
+    def _best_scores(self) -> dict[str, float]:
+        """Return the validation scores of the restored step, from the log."""
+        lines = map(json.loads, (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+        scores = {line["step"]: line["validation"] for line in lines if "validation" in line}
+        return dict(scores[self.state.best_step])
+
+
+def mean_loss(learner: Learner, outputs: Any, split: Split, chunk: int = 1024) -> float:
+    """Return the mean loss over a split from the model's raw outputs for it."""
+    from types import SimpleNamespace
+
+    import torch
+
+    total, count = 0.0, 0.0
+    for start in range(0, len(split), chunk):
+        stop = min(start + chunk, len(split))
+        batch = learner.task.collate([split.features[row] for row in range(start, stop)], learner.tokenizer)
+        part = learner.task.loss(SimpleNamespace(logits=torch.from_numpy(outputs[start:stop])), batch)
+        total, count = total + float(part[0]), count + float(part[1])
+    return total / count
+
+
+def freezing_table(freezing: Any) -> str:
+    """Return the freezing table as text."""
+    rows = [(row.group, row.parameters, row.trainable) for row in freezing.table]
+    rows.append(("total", freezing.total, freezing.trainable))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'parameters':<{width}}  {'all':>12}  {'trainable':>12}"]
+    return "\n".join(lines + [f"{name:<{width}}  {size:>12,}  {trainable:>12,}" for name, size, trainable in rows])
+
+
+def _describe(step: Step) -> str:
+    speed = step.tokens / max(step.seconds, 1e-9)
+    return f"loss {step.loss:.4f}  lr {step.learning_rate:.2e}  {speed:,.0f} tokens/s"

@@ -1,0 +1,109 @@
+"""Checkpoints: everything that training needs to go on, as safetensors and JSON, so that no code can hide in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.artifacts import write_json, write_tensors
+
+if TYPE_CHECKING:
+    from finetune.training.loop import Learner
+
+STATE = "state.json"
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where training stands. `evaluations_without_gain` counts towards the patience."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    evaluations_without_gain: int = 0
+    stopped_because: str = ""
+    log_bytes: int = 0
+
+
+def trained_tensors(model: Any, frozen: frozenset[str]) -> dict[str, Any]:
+    """Return what training changes: trainable parameters, each tied one once, and persistent buffers."""
+    names = {name for name, _ in model.named_parameters()} - frozen
+    buffers = {name for name, _ in model.named_buffers()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names or name in buffers}
+
+
+def load_tensors(model: Any, path: Path) -> None:
+    """Put saved tensors back into the model, leaving the frozen ones as they are."""
+    from safetensors.torch import load_file
+
+    unexpected = model.load_state_dict(load_file(path), strict=False).unexpected_keys
+    assert not unexpected, f"{path} belongs to another model: {unexpected[:3]}"
+
+
+def save_best(learner: Learner, folder: Path) -> None:
+    """Keep the model as it is now as the best so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = learner.accelerator.unwrap_model(learner.model)
+    write_tensors(folder / BEST, trained_tensors(model, learner.freezing.frozen))
+
+
+def restore_best(learner: Learner, folder: Path) -> None:
+    """Put the best model back."""
+    load_tensors(learner.accelerator.unwrap_model(learner.model), folder / BEST)
+
+
+def save_checkpoint(learner: Learner, state: TrainingState, folder: Path) -> None:
+    """Save model, optimizer and state as `step-N`, complete or not at all, and remove the older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step:07d}"
+    temporary = folder / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    model = learner.accelerator.unwrap_model(learner.model)
+    write_tensors(temporary / "model.safetensors", trained_tensors(model, learner.freezing.frozen))
+    write_tensors(temporary / "optimizer.safetensors", _optimizer_tensors(learner, model))
+    write_json(temporary / STATE, asdict(state))
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    for other in folder.glob("step-*"):
+        if other != target:
+            shutil.rmtree(other)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint."""
+    return max((path for path in folder.glob("step-*") if (path / STATE).is_file()), default=None)
+
+
+def load_checkpoint(learner: Learner, checkpoint: Path) -> TrainingState:
+    """Put model and optimizer back to where they were; return the state. The next step is then exactly the same."""
+    from safetensors.torch import load_file
+
+    model = learner.accelerator.unwrap_model(learner.model)
+    load_tensors(model, checkpoint / "model.safetensors")
+    parameters = dict(model.named_parameters())
+    for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters[name]
+        # the step counter stays where it was saved from: the fused kernels keep it beside the parameter
+        learner.optimizer.state[parameter][slot] = tensor.to(parameter.device)
+    return read_state(checkpoint)
+
+
+def read_state(checkpoint: Path) -> TrainingState:
+    """Return the state that a checkpoint was saved in."""
+    return TrainingState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+
+
+def _optimizer_tensors(learner: Learner, model: Any) -> dict[str, Any]:
+    import torch
+
+    return {
+        f"{name}/{slot}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for slot, value in learner.optimizer.state.get(parameter, {}).items()
+    }

@@ -1,0 +1,155 @@
+"""The training loop: a generator that yields one `Step` per optimizer step and knows nothing of files or printing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.models.freezing import Freezing, set_training_mode
+from finetune.tasks import Task
+from finetune.training.batching import StepGroup
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+
+Features = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did; `loss` is the mean over its targets, `tokens` leave padding out."""
+
+    number: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    rows: int
+    tokens: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the step as a line of `log.jsonl`."""
+        return {
+            "step": self.number,
+            "epoch": self.epoch,
+            "loss": self.loss,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass
+class Learner:
+    """The things that change while training: model and optimizer, as Accelerate prepared them."""
+
+    accelerator: Accelerator
+    model: Any
+    optimizer: Optimizer
+    freezing: Freezing
+    task: Task
+    tokenizer: Any
+
+
+def optimizer_steps(
+    learner: Learner,
+    rows: Sequence[Features],
+    epoch_groups: Callable[[int], list[StepGroup]],
+    *,
+    learning_rate: float,
+    schedule: Callable[[int, int], float],
+    total_steps: int,
+    max_gradient_norm: float | None,
+    seed: int,
+    done_steps: int = 0,
+) -> Iterator[Step]:
+    """Train from step `done_steps` to `total_steps`, one yielded `Step` per update; stop it by not asking for more.
+
+    Everything random in a step is a pure function of (seed, step): the order of rows comes from `epoch_groups`, and
+    torch's generator is seeded anew for each step. Therefore a training that was stopped and resumed, or evaluated
+    in between, takes exactly the same steps as one that was not, and no generator state has to be stored.
+    """
+    for number, epoch, group in planned_groups(epoch_groups, total_steps, done_steps):
+        started = time.perf_counter()
+        rate = learning_rate * schedule(number, total_steps)
+        for parameters in learner.optimizer.param_groups:
+            parameters["lr"] = rate
+        _seed_step(seed, number)
+        loss, tokens = _accumulate(learner, rows, group)
+        norm = _clip(learner, max_gradient_norm)
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+        yield Step(
+            number=number + 1,
+            epoch=epoch,
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            rows=sum(map(len, group)),
+            tokens=tokens,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def planned_groups(
+    epoch_groups: Callable[[int], list[StepGroup]], total_steps: int, done_steps: int
+) -> Iterator[tuple[int, int, StepGroup]]:
+    """Yield (step, epoch, rows) for every step from `done_steps` on, counted from 0."""
+    number = 0
+    for epoch in itertools.count():
+        for group in epoch_groups(epoch):
+            if number >= total_steps:
+                return
+            if number >= done_steps:
+                yield number, epoch, group
+            number += 1
+
+
+def _clip(learner: Learner, max_norm: float | None) -> float:
+    """Return the norm of all gradients; scale them down to `max_norm` if they exceed it."""
+    norm = learner.accelerator.clip_grad_norm_(learner.model.parameters(), math.inf if max_norm is None else max_norm)
+    return float(norm)
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Seed torch's generators (dropout) for one step, far apart from its neighbours."""
+    import torch
+
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "big"))
+
+
+def _accumulate(learner: Learner, rows: Sequence[Features], group: StepGroup) -> tuple[float, int]:
+    """Add up the gradients of a step group and divide by its targets; return the mean loss and the tokens read.
+
+    The losses are summed, not averaged, and divided once by the number of targets of the whole group: micro-batches
+    of other sizes, and a short last group, then give the same gradient. Averages of averages would not.
+    """
+    import torch
+
+    set_training_mode(learner.accelerator.unwrap_model(learner.model), learner.freezing)
+    loss_sum, count, tokens = 0.0, 0.0, 0
+    for micro_batch in group:
+        batch = learner.task.collate([rows[index] for index in micro_batch], learner.tokenizer)
+        tokens += int(batch["attention_mask"].sum())
+        batch = {name: tensor.to(learner.accelerator.device) for name, tensor in batch.items()}
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with learner.accelerator.autocast():
+            outputs = learner.model(**inputs)
+        loss, targets = learner.task.loss(outputs, batch)
+        learner.accelerator.backward(loss)
+        loss_sum += float(loss.detach())
+        count += float(targets)
+    gradients = [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
+    if count:
+        torch._foreach_div_(gradients, count)
+    return loss_sum / max(count, 1.0), tokens
