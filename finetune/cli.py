@@ -1,0 +1,546 @@
+"""The command line: it parses, calls a stage, prints and exits; nothing else in the package prints or exits."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from finetune import __version__
+from finetune.errors import FinetuneError, Terminated
+from finetune.recipe import Recipe, check_device, load_recipe
+
+if TYPE_CHECKING:
+    from finetune.artifacts import Run
+    from finetune.pipeline import Job
+    from finetune.progress import Progress
+    from finetune.runtime import Runtime
+
+# What the operating system says when the user's disk, paths or rights are at fault, and what helps
+DISK_ADVICE = {
+    errno.ENOSPC: "the disk is full. Free some space, or choose another place with --output, and run the command again",
+    errno.EDQUOT: "your disk quota is used up. Free some space, or choose another place with --output",
+    errno.EFBIG: "the file would be larger than this system allows. Choose another place with --output",
+    errno.EACCES: "no permission. Choose another place with --output, or change the rights",
+    errno.EPERM: "not permitted. Choose another place with --output, or change the rights",
+    errno.EROFS: "this file system can only be read. Choose another place with --output",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another place with --output",
+    errno.EISDIR: "expected a file, found a folder",
+    errno.ENOENT: "no such file or folder",
+    errno.EEXIST: "something else is there already. Choose another place with --output",
+}
+
+
+class Application(TyperGroup):
+    """The commands, with one place where exceptions become messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; turn the user's mistakes, full disks and interrupts into one message each."""
+        try:
+            return super().invoke(ctx)
+        except FinetuneError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted. Nothing that was complete is lost; the same command goes on from there.", 130, "")
+        except Terminated:
+            _fail("terminated. Nothing that was complete is lost; the same command goes on from there.", 143, "")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: no more to say
+            sys.exit(128 + signal.SIGPIPE)
+        except OSError as error:
+            if error.errno not in DISK_ADVICE:
+                raise
+            _fail(f"{error.filename or error}: {DISK_ADVICE[error.errno]}", 2)
+
+
+def _fail(message: str, code: int, prefix: str = "error: ") -> NoReturn:
+    print(f"{prefix}{message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:  # noqa: ARG001
+    raise Terminated
+
+
+app = typer.Typer(
+    cls=Application,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From raw labelled text to a fine-tuned and quantized Hugging Face model, driven by a recipe.\n\n"
+    "\b\nfinetune run recipes/quickstart.yaml        the whole loop\n"
+    'finetune predict outputs/quickstart/run --text "Where is my parcel?"',
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app(prog_name="finetune")
+
+
+def _device(value: str | None) -> str | None:
+    try:
+        return value if value is None else check_device(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"finetune {__version__}")
+        raise typer.Exit
+
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.")]
+TargetArgument = Annotated[
+    Path, typer.Argument(metavar="RUN_OR_RECIPE", help="A run's folder (outputs/NAME/run), or a recipe.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe; repeatable, values are YAML."
+    ),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the artifacts go.  [default: outputs/NAME]")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and results.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Do it again even if nothing changed; rebuild what is stale.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", callback=_device, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.")]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Allow pickle weights, models with code of their own and evaluate's modules."),
+]
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options that come before a command."""
+
+
+@app.command()
+def validate(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe, every default written out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a recipe: every problem at once, with file and line. Imports no torch and writes nothing.
+
+    \b
+    finetune validate recipes/quickstart.yaml
+    finetune validate recipes/quickstart.yaml --show --set train.epochs=2
+    """
+    checked = load_recipe(recipe, overrides or [], check_inputs=True)
+    if as_json:
+        _print_json({"valid": True, "recipe": checked.resolved()})
+    elif show:
+        print(checked.to_yaml(), end="")
+    else:
+        print(f"{recipe}: valid")
+
+
+@app.command()
+def prepare(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Clean, split and tokenize the rows, with a report on every row that was dropped or cut.
+
+    \b
+    finetune prepare recipes/quickstart.yaml
+    finetune prepare recipes/quickstart.yaml --set data.source=data/messy.jsonl --output /tmp/messy --json
+    """
+    job = _job(recipe, overrides, output, _flags(None, None, allow_code), quiet, verbose, force)
+    data = job.data(asked=True)
+    if as_json:
+        _print_json({**data.report, "folder": str(data.folder)})
+    elif not quiet:
+        _print_data(data.report)
+        print(f"report: {data.folder / 'report.md'}")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from a checkpoint; an error if there is none.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Fine-tune the model and keep the best one; prepares the data first if that was not done.
+
+    An interrupted training goes on from its last checkpoint when the same command is given again.
+
+    \b
+    finetune train recipes/quickstart.yaml
+    finetune train recipes/quickstart.yaml --set train.epochs=2 --set freeze=encoder --output outputs/trial
+    """
+    job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force, resume=resume)
+    run = job.run(asked=True)
+    if as_json:
+        _print_json(_run_result(run))
+    elif not quiet:
+        _print_run(run)
+
+
+@app.command(name="eval")
+def evaluate(
+    target: TargetArgument,
+    overrides: SetOption = None,
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test.")] = "test",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="New labelled rows to score instead.")
+    ] = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Score a run: metrics with intervals, beside the baselines, and the worst examples. Exits 3 if a gate fails.
+
+    \b
+    finetune eval outputs/quickstart/run
+    finetune eval recipes/quickstart.yaml --split validation --json
+    finetune eval outputs/quickstart/run-onnx-int8 --data data/messy.jsonl
+    """
+    job, run, folder = _target(target, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
+    report = job.report(run or job.run(), split=split, source=data, folder=folder)
+    if as_json:
+        _print_json(report)
+    elif not quiet:
+        _print_report(report)
+    _require(report)
+
+
+@app.command()
+def quantize(
+    target: TargetArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Make a smaller, faster run of the same shape and score both on the same rows. Exits 3 if a gate fails.
+
+    \b
+    finetune quantize recipes/quickstart.yaml
+    finetune quantize outputs/quickstart/run --set quantize=onnx-int8
+    """
+    job, run, _ = _target(target, overrides, output, _flags(None, threads, allow_code), quiet, verbose, force)
+    job.require_backend()
+    quantized, report = job.quantized(run or job.run())
+    if as_json:
+        _print_json({**report, "folder": str(quantized.folder)})
+    elif not quiet:
+        _print_quantized(report)
+        print(f"run: {quantized.folder}")
+    _require(report)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, quantized or not.")],
+    dash: Annotated[
+        str | None, typer.Argument(metavar="[-]", help="- reads texts from standard input, one a line.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; repeatable.")] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", metavar="FILE", help="Rows (.jsonl, .csv, .tsv), or one text a line."),
+    ] = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Print a JSON line with label and probabilities for each text, in the order of the texts.
+
+    \b
+    finetune predict outputs/quickstart/run --text "My parcel never came."
+    finetune predict outputs/quickstart/run-onnx-int8 --input new.jsonl > answers.jsonl
+    cat texts.txt | finetune predict outputs/quickstart/run -
+    """
+    given = [dash is not None, bool(text), input_file is not None]
+    if sum(given) != 1 or (dash is not None and dash != "-"):
+        raise FinetuneError("predict: expected exactly one of --text, --input FILE or - (standard input)")
+    if input_file is not None and not input_file.is_file():
+        raise FinetuneError(
+            f"--input: expected a file, found {'a folder' if input_file.is_dir() else 'nothing'} at {input_file}"
+        )
+    from finetune.pipeline import find_run
+    from finetune.predict import Answering
+
+    found = find_run(run)
+    answering = Answering(found, _runtime(found.recipe, _flags(device, threads, allow_code)))
+    for answer in _answers(answering, text, input_file):
+        print(json.dumps(answer, ensure_ascii=False), flush=input_file is None)
+
+
+def _answers(answering: Any, text: list[str] | None, input_file: Path | None) -> Iterator[dict[str, Any]]:
+    from finetune import registry
+    from finetune.data.sources import read
+
+    if text:
+        return answering.texts(text)  # type: ignore[no-any-return]
+    if input_file is None:
+        return answering.lines(sys.stdin)  # type: ignore[no-any-return]
+    if input_file.suffix.removeprefix(".").lower() in registry.sources.names():
+        return answering.records(read(input_file))  # type: ignore[no-any-return]
+    try:
+        lines = input_file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise FinetuneError(f"{input_file}: expected UTF-8 text, found other bytes at position {error.start}") from None
+    return answering.lines(lines)  # type: ignore[no-any-return]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Do all of it: prepare, train, eval, quantize, skipping what did not change. Exits 3 if a gate fails.
+
+    \b
+    finetune run recipes/quickstart.yaml
+    finetune run recipes/quickstart.yaml --json > result.json
+    """
+    job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
+    job.rebuild_stale = True
+    data = job.data(asked=True)
+    trained = job.run(asked=True)
+    results: dict[str, Any] = {"data": data.report, "run": _run_result(trained), "report": job.report(trained)}
+    if job.recipe.quantize:
+        results["quantized"] = job.quantized(trained)[1]
+    if as_json:
+        _print_json({"stages": [stage.as_json() for stage in job.stages], **results})
+    elif not quiet:
+        _print_data(results["data"])
+        _print_run(trained)
+        _print_report(results["report"])
+        if "quantized" in results:
+            _print_quantized(results["quantized"])
+        print(f"\nReports: {trained.reports}")
+    _require(results["report"], results.get("quantized"))
+
+
+def _flags(device: str | None, threads: int | None, allow_code: bool) -> dict[str, Any]:
+    return {"device": device, "threads": threads, "allow_code": allow_code}
+
+
+def _job(
+    recipe: Path,
+    overrides: list[str] | None,
+    output: Path | None,
+    flags: Mapping[str, Any],
+    quiet: bool,
+    verbose: bool,
+    force: bool,
+    *,
+    resume: bool = False,
+) -> Job:
+    loaded = load_recipe(recipe, overrides or [], check_inputs=True)
+    return _job_of(loaded, output or Path("outputs") / loaded.name, flags, quiet, verbose, force, resume, str(recipe))
+
+
+def _job_of(
+    recipe: Recipe,
+    root_folder: Path,
+    flags: Mapping[str, Any],
+    quiet: bool,
+    verbose: bool,
+    force: bool,
+    resume: bool,
+    recipe_name: str,
+) -> Job:
+    from finetune.pipeline import Job
+
+    return Job(
+        recipe,
+        root_folder,
+        _runtime(recipe, flags),
+        _progress(quiet, verbose),
+        rebuild_stale=force,
+        force=force,
+        resume=resume,
+        recipe_name=recipe_name,
+    )
+
+
+def _runtime(recipe: Recipe, flags: Mapping[str, Any]) -> Runtime:
+    from finetune.runtime import Runtime
+
+    settings = recipe.train
+    return Runtime(
+        device=flags["device"] or settings.device,
+        threads=flags["threads"] or settings.threads,
+        precision=settings.precision,
+        allow_code=flags["allow_code"],
+    )
+
+
+def _progress(quiet: bool, verbose: bool) -> Progress:
+    from finetune.console import ConsoleProgress
+    from finetune.progress import Silent
+
+    return Silent() if quiet else ConsoleProgress(verbose)
+
+
+def _target(
+    target: Path,
+    overrides: list[str] | None,
+    output: Path | None,
+    flags: Mapping[str, Any],
+    quiet: bool,
+    verbose: bool,
+    force: bool,
+) -> tuple[Job, Run | None, Path | None]:
+    """Return the job, the run if the target names one, and where reports go if not into the run."""
+    if target.suffix.lower() in {".yaml", ".yml"} and not target.is_dir():
+        return _job(target, overrides, output, flags, quiet, verbose, force), None, None
+    from finetune.pipeline import find_run
+
+    found = find_run(target)
+    recipe = load_recipe(found.folder / "recipe.yaml", overrides or [])
+    job = _job_of(recipe, output or found.folder.parent, flags, quiet, verbose, force, False, str(target))
+    return job, found, output
+
+
+def _run_result(run: Run) -> dict[str, Any]:
+    keys = (
+        "best_step",
+        "last_step",
+        "stopped_because",
+        "metrics",
+        "parameters",
+        "freezing",
+        "labels",
+        "device",
+        "precision",
+    )
+    return {**{key: run.manifest[key] for key in keys}, "folder": str(run.folder)}
+
+
+def _require(*reports: Mapping[str, Any] | None) -> None:
+    from finetune.gates import require
+
+    require([gate for report in reports if report for gate in report["gates"]])
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def _print_data(report: Mapping[str, Any]) -> None:
+    dropped = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
+    print(f"\ndata       {report['rows_read']} rows read, {report['rows_kept']} kept, dropped: {dropped or 'none'}")
+    cut = sum(split["rows"] for split in report["truncated"].values())
+    sizes = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
+    print(f"           {sizes}; {len(report.get('labels', {}))} labels; {cut} rows longer than the model reads")
+
+
+def _print_run(run: Run) -> None:
+    found = run.manifest
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items())
+    parameters = found["parameters"]
+    print(
+        f"training   best step {found['best_step']} of {found['last_step']} ({found['stopped_because']}); "
+        f"validation {scores}"
+    )
+    print(f"           {parameters['trainable']:,} of {parameters['total']:,} parameters trained; {run.model_folder}")
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    systems = {"model": report["metrics"], **report["baselines"]}
+    print(f"\nscores on {report['rows']} rows of {report['split']}, with 95 % intervals")
+    print(" " * 18 + "".join(f"{name:>24}" for name in systems))
+    for name in report["metrics"]:
+        print(f"{name:<18}" + "".join(f"{_interval(scores[name]):>24}" for scores in systems.values()))
+    for baseline, gains in report["gains"].items():
+        name = next(iter(gains))
+        print(
+            f"gain over {baseline}: {name} {gains[name]['value']:+.3f} "
+            f"({gains[name]['low']:+.3f} to {gains[name]['high']:+.3f})"
+        )
+    if report.get("dropped"):
+        print("not scored: " + ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()))
+    if report.get("seen_in_training"):
+        print(f"warning: {report['seen_in_training']} of these rows have a text that the model was trained on")
+    _print_gates(report)
+
+
+def _print_quantized(report: Mapping[str, Any]) -> None:
+    print(f"\n{report['backend']}: {report['rows']} rows of {report['split']}, before and after")
+    for name, drop in report["drop"].items():
+        before, after = report["before"][name]["value"], report["after"][name]["value"]
+        print(
+            f"{name:<18} {before:.3f} -> {after:.3f}   "
+            f"drop {drop['value']:+.4f} ({drop['low']:+.4f} to {drop['high']:+.4f})"
+        )
+    speed = report["speed"]
+    print(
+        f"same label on {report['agreement']:.1%} of the rows; size x{report['size_ratio']:.2f}; "
+        f"{speed['batch_1']['speedup']:.2f} times faster at batch 1, {speed['batch_32']['speedup']:.2f} at batch 32"
+    )
+    _print_gates(report)
+
+
+def _print_gates(report: Mapping[str, Any]) -> None:
+    for gate in report["gates"]:
+        print(f"gate {gate['gate']}: {'holds' if gate['holds'] else 'FAILS'} (found {gate['value']:.4f})")
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})"

@@ -1,0 +1,251 @@
+"""The third stage: from a run to a report with intervals, baselines and the worst examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune import registry
+from finetune.artifacts import (
+    FORMAT_VERSION,
+    PreparedData,
+    Run,
+    Split,
+    fingerprint,
+    has_manifest,
+    write_json,
+    write_text,
+)
+from finetune.data.rows import Dropped, column_names, count_reasons, select
+from finetune.data.sources import read
+from finetune.data.splitting import SPLITS
+from finetune.errors import FinetuneError
+from finetune.evaluation.baselines import LabelledTexts
+from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.statistics import LEVEL, RESAMPLES, bootstrap, confusion_matrix, paired_bootstrap, per_label
+from finetune.fingerprints import report_inputs
+from finetune.gates import check_gates
+from finetune.inference import Predictor, open_run
+from finetune.prepare import cleaning, text_keys
+from finetune.progress import Progress, Silent
+from finetune.recipe import Recipe
+from finetune.reports.markdown import evaluation_report
+from finetune.reports.plots import plot_confusion
+from finetune.runtime import Runtime
+from finetune.tasks import TaskSpec, open_task
+
+WORST_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """The rows of an evaluation with their features, and what was lost on the way."""
+
+    name: str
+    lines: Sequence[int]
+    rows: Sequence[dict[str, Any]]
+    features: Sequence[dict[str, Any]]
+    truncated: dict[str, Any]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def evaluate(
+    run: Run,
+    *,
+    split: str = "test",
+    source: Path | None = None,
+    recipe: Recipe | None = None,
+    folder: Path | None = None,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a run on a split of its own data, or on new labelled rows; write the report and return it.
+
+    `recipe` may bring other metrics and gates than the run's own; `folder` is where the report goes instead of the
+    run's `reports/`. Raises FinetuneError when the data is gone or has no such split.
+    """
+    runtime, progress = runtime or Runtime(), progress or Silent()
+    recipe = recipe or run.recipe
+    names = metric_names(recipe, run)
+    check_code(names, allow_code=runtime.allow_code)
+    predictor = open_run(run, runtime)
+    data = own_data(run)
+    scored = _rows_of_file(source, run, predictor) if source else _rows_of_split(data, run, split)
+    predictions = predictor.predict(scored.rows, scored.features, recipe.train.eval_batch_size, progress)
+    baselines = _baselines(data, scored, predictor, progress)
+    report: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "task": recipe.task.name,
+        "split": scored.name,
+        "rows": len(scored.rows),
+        "metrics": _as_json(bootstrap(names, predictions, recipe.seed)),
+        "baselines": {name: _as_json(bootstrap(names, other, recipe.seed)) for name, other in baselines.items()},
+        "gains": {
+            name: _as_json(paired_bootstrap(names, predictions, other, recipe.seed))
+            for name, other in baselines.items()
+        },
+        "intervals": {"method": "percentile bootstrap over rows", "level": LEVEL, "resamples": RESAMPLES},
+        "labels": run.labels,
+        "confusion": confusion_matrix(predictions),
+        "per_label": per_label(predictions, recipe.seed),
+        "worst": worst_examples(predictions, scored),
+        "truncated": scored.truncated,
+        "dropped": scored.dropped,
+        "seen_in_training": _seen_in_training(data, scored, predictor.spec) if data else None,
+        "run_fingerprint": run.fingerprint,
+        "fingerprint": fingerprint(report_inputs(run, names, split, source)),
+    }
+    report["gates"] = check_gates([gate for gate in recipe.gates if not gate.quantized], report["metrics"])
+    report = {key: value for key, value in report.items() if value is not None}
+    _write(report, folder or run.reports)
+    return report
+
+
+def report_name(split: str, source: Path | None) -> str:
+    """Return the name of a report's files: the split's, or that of the file of new rows."""
+    if source is None:
+        return split
+    return f"file-{source.stem}" if source.stem in SPLITS else source.stem
+
+
+def metric_names(recipe: Recipe, run: Run) -> list[str]:
+    """Return the metrics of a report: the recipe's, or all of the task, and those that gates ask for."""
+    _, spec = open_task(run.recipe.task.name, run.recipe.task.options)
+    names = list(recipe.metrics or spec.metrics)
+    gated = [gate.path.removeprefix("quantized.") for gate in recipe.gates]
+    known = registry.metrics.names()
+    names += [name for path in gated if (name := path.split(".")[0]) in known]
+    return list(dict.fromkeys(name for name in names if name != "loss"))
+
+
+def check_code(names: Sequence[str], *, allow_code: bool) -> None:
+    """Raise FinetuneError if a metric would run code that nobody on this command line allowed."""
+    for name in names:
+        if registry.metrics.get(name).attributes.get("needs_code") and not allow_code:
+            raise FinetuneError(
+                f"metrics: {name} runs code from outside this package. If you trust it, add --allow-code to the "
+                "command; no recipe can switch this on."
+            )
+
+
+def own_data(run: Run) -> PreparedData | None:
+    """Return the data that the run was trained on, if it still lies beside it."""
+    folder = run.data_folder()
+    if not has_manifest(folder):
+        return None
+    data = PreparedData(folder)
+    return data if data.fingerprint == run.manifest["data_fingerprint"] else None
+
+
+def _rows_of_split(data: PreparedData | None, run: Run, name: str) -> ScoredRows:
+    if data is None:
+        raise FinetuneError(
+            f"{run.data_folder()}: expected the data that {run.folder} was trained on; it was moved, or prepared again "
+            "differently. Train again, or score a file with --data FILE."
+        )
+    split: Split = data.split(name)
+    return ScoredRows(name, split.lines, split.rows, split.features, data.report["truncated"][name])
+
+
+def _rows_of_file(source: Path, run: Run, predictor: Predictor) -> ScoredRows:
+    recipe = run.recipe
+    names = column_names(predictor.task.columns, recipe.data.columns)
+    rows, dropped = select(read(source), predictor.task.columns, names, cleaning(recipe), str(source))
+    role = predictor.spec.label_role
+    if role:
+        unknown = [row for row in rows if row.values[role] not in run.labels]
+        dropped += [Dropped(row.line, "unknown_label", row.values) for row in unknown]
+        rows = [row for row in rows if row.values[role] in run.labels]
+    if not rows:
+        raise FinetuneError(
+            f"{source}: expected rows with the run's labels ({', '.join(run.labels[:20])}); none of its rows can be "
+            f"scored ({count_reasons(dropped)})"
+        )
+    values = [row.values for row in rows]
+    columns, lost = predictor.task.encode(values, predictor.tokenizer, recipe.model.max_length, run.labels)
+    features = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    truncated = {"rows": sum(map(bool, lost)), "tokens_lost": sum(lost)}
+    return ScoredRows(
+        report_name("", source), [row.line for row in rows], values, features, truncated, count_reasons(dropped)
+    )
+
+
+def _baselines(
+    data: PreparedData | None, scored: ScoredRows, predictor: Predictor, progress: Progress
+) -> dict[str, Predictions]:
+    """Fit each baseline of the task on the run's training split and return what it says about the scored rows."""
+    import numpy as np
+
+    spec, labels = predictor.spec, predictor.labels
+    if data is None or not spec.baselines:
+        progress.note("no baselines: the data that the run was trained on is not beside it")
+        return {}
+    train, validation = (_labelled(data.split(name).rows, spec, labels) for name in ("train", "validation"))
+    here = _labelled(scored.rows, spec, labels)
+    found = {}
+    for name in spec.baselines:
+        progress.detail(f"fitting the baseline {name}")
+        probabilities = registry.baselines.get(name).build({})(train, validation, here.texts, len(labels))
+        found[name] = Predictions(tuple(labels), np.asarray(here.targets), probabilities)
+    return found
+
+
+def _labelled(rows: Sequence[dict[str, Any]], spec: TaskSpec, labels: Sequence[str]) -> LabelledTexts:
+    assert spec.label_role is not None
+    index = {label: number for number, label in enumerate(labels)}
+    texts = [" ".join(row[role] for role in spec.text_roles) for row in rows]
+    return LabelledTexts(texts, [index[row[spec.label_role]] for row in rows])
+
+
+def worst_examples(predictions: Predictions, scored: ScoredRows) -> list[dict[str, Any]]:
+    """Return the rows on which the model gave the true label the least probability, the worst first."""
+    import numpy as np
+
+    true = predictions.probabilities[np.arange(len(predictions)), predictions.targets]
+    examples = []
+    for row in np.argsort(true, kind="stable")[:WORST_EXAMPLES]:
+        predicted = int(predictions.predicted[row])
+        examples.append(
+            {
+                "line": scored.lines[row],
+                **scored.rows[row],
+                "predicted": predictions.labels[predicted],
+                "probability": float(predictions.probabilities[row, predicted]),
+                "probability_of_label": float(true[row]),
+            }
+        )
+    return examples
+
+
+def _seen_in_training(data: PreparedData, scored: ScoredRows, spec: TaskSpec) -> int:
+    """Count scored rows whose text stands in the training split."""
+    if scored.name == "train":
+        return len(scored.rows)
+    known = text_keys(data.split("train").rows, spec)
+    return sum(bool(text_keys([row], spec) & known) for row in scored.rows)
+
+
+def _as_json(intervals: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {name: interval.as_json() for name, interval in intervals.items()}
+
+
+def _write(report: dict[str, Any], folder: Path) -> None:
+    name = report["split"]
+    picture = f"{name}-confusion.png"
+    plot_confusion(report["labels"], report["confusion"], folder / picture)
+    pictures = {"Confusion matrix": picture}
+    if (folder / "loss.png").is_file():
+        pictures["Loss by step"] = "loss.png"
+    write_text(folder / f"{name}.md", evaluation_report(report, pictures))
+    write_json(folder / f"{name}.json", report)
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Return a written report, or None if there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,199 @@
+"""Which stages have to be done: what is missing is built, what did not change is skipped, what is stale is refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from finetune.artifacts import PreparedData, Run, has_manifest, locked, partial_folder, write_json
+from finetune.errors import FinetuneError
+from finetune.evaluate import check_code, evaluate, metric_names, read_report, report_name
+from finetune.fingerprints import differences, matches, quantized_inputs, report_inputs, run_inputs, tokens_inputs
+from finetune.gates import check_gates
+from finetune.prepare import prepare
+from finetune.progress import Progress, Silent
+from finetune.quantize import REPORT, quantize
+from finetune.recipe import Part, Recipe
+from finetune.registry import backends
+from finetune.runtime import Runtime
+from finetune.train import train
+
+Result = TypeVar("Result")
+Name = Literal["prepare", "train", "eval", "quantize"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a job: whether it was done or skipped, and how long that took."""
+
+    name: Name
+    status: Literal["done", "skipped"]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as `finetune run --json` prints it."""
+        return {"name": self.name, "status": self.status, "seconds": round(self.seconds, 2)}
+
+
+@dataclass
+class Job:
+    """A recipe, the folder of its artifacts, and how far stale ones may be replaced.
+
+    The stage that was asked for replaces its own artifact when that is stale. The artifacts before it are replaced only
+    with `rebuild_stale`; otherwise the user is told which command to run. `force` does the asked-for stage again even
+    if nothing changed.
+    """
+
+    recipe: Recipe
+    root: Path
+    runtime: Runtime = field(default_factory=Runtime)
+    progress: Progress = field(default_factory=Silent)
+    rebuild_stale: bool = False
+    force: bool = False
+    resume: bool = False
+    recipe_name: str = "RECIPE"
+    stages: list[Stage] = field(default_factory=list)
+
+    def data(self, *, asked: bool = False) -> PreparedData:
+        """Return the prepared data, made now if need be."""
+        folder = self.root / "data"
+        inputs = tokens_inputs(self.recipe, allow_code=self.runtime.allow_code)
+        fresh = self._is_fresh("prepare", folder, inputs, asked)
+        return self._stage(
+            "prepare",
+            fresh,
+            lambda: PreparedData(folder),
+            lambda: prepare(self.recipe, folder, allow_code=self.runtime.allow_code, progress=self.progress),
+        )
+
+    def run(self, *, asked: bool = False) -> Run:
+        """Return the trained run, made now if need be, on data that is made if need be."""
+        data = self.data()
+        folder = self.root / "run"
+        inputs = run_inputs(self.recipe, data.fingerprint, allow_code=self.runtime.allow_code)
+        fresh = self._is_fresh("train", folder, inputs, asked) and not (asked and self.resume)
+        return self._stage(
+            "train",
+            fresh,
+            lambda: Run(folder),
+            lambda: train(
+                self.recipe,
+                data,
+                folder,
+                runtime=self.runtime,
+                resume=self.resume,
+                force=self.force,
+                progress=self.progress,
+            ),
+        )
+
+    def report(
+        self, run: Run, *, split: str = "test", source: Path | None = None, folder: Path | None = None
+    ) -> dict[str, Any]:
+        """Return the run's report, with the recipe's gates, made now if need be."""
+        names = metric_names(self.recipe, run)
+        check_code(names, allow_code=self.runtime.allow_code)
+        if source is not None and not source.is_file():
+            raise FinetuneError(f"--data: expected a file of labelled rows, found nothing at {source}")
+        path = (folder or run.reports) / f"{report_name(split, source)}.json"
+        stored = read_report(path)
+        fresh = stored is not None and not self.force and matches(stored, report_inputs(run, names, split, source))
+
+        def reuse() -> dict[str, Any]:
+            assert stored is not None
+            gates = check_gates([gate for gate in self.recipe.gates if not gate.quantized], stored["metrics"])
+            if gates != stored["gates"]:
+                write_json(path, {**stored, "gates": gates})
+            return {**stored, "gates": gates}
+
+        return self._stage(
+            "eval",
+            fresh,
+            reuse,
+            lambda: evaluate(
+                run,
+                split=split,
+                source=source,
+                recipe=self.recipe,
+                folder=folder,
+                runtime=self.runtime,
+                progress=self.progress,
+            ),
+        )
+
+    def quantized(self, run: Run) -> tuple[Run, dict[str, Any]]:
+        """Return the quantized run and its before/after report, made now if need be."""
+        backend = self.require_backend()
+        folder = self.root / f"run-{backend.name}"
+        names = metric_names(self.recipe, run)
+        check_code(names, allow_code=self.runtime.allow_code)
+        fresh = self._is_fresh("quantize", folder, quantized_inputs(run, backend, names, "test"), asked=True)
+        stored = read_report(folder / "reports" / f"{REPORT}.json")
+
+        def reuse() -> tuple[Run, dict[str, Any]]:
+            assert stored is not None
+            values = {name: {**value, "drop": stored["drop"][name]} for name, value in stored["after"].items()}
+            values |= {"agreement": stored["agreement"], "size_ratio": stored["size_ratio"]}
+            return Run(folder), {**stored, "gates": check_gates([g for g in self.recipe.gates if g.quantized], values)}
+
+        return self._stage(
+            "quantize",
+            fresh and stored is not None,
+            reuse,
+            lambda: quantize(run, folder, recipe=self.recipe, runtime=self.runtime, progress=self.progress),
+        )
+
+    def require_backend(self) -> Part:
+        """Return the recipe's quantization backend; raise FinetuneError if it names none."""
+        if self.recipe.quantize is None:
+            known = ", ".join(backends.names())
+            raise FinetuneError(f"quantize: the recipe names no backend; add `quantize: NAME` (known: {known})")
+        return self.recipe.quantize
+
+    def _is_fresh(self, stage: Name, folder: Path, inputs: dict[str, Any], asked: bool) -> bool:
+        """Tell whether an artifact can be used as it is; raise FinetuneError if it is stale and may not be replaced."""
+        if (partial_folder(folder) / "manifest.json").is_file() or not folder.exists():
+            with locked(folder):  # completes what a kill interrupted between two renames
+                pass
+        if not has_manifest(folder):
+            return False
+        kind = PreparedData(folder) if stage == "prepare" else Run(folder)
+        manifest = kind.manifest
+        if matches(manifest, inputs):
+            return not (asked and self.force)
+        if asked or self.rebuild_stale:
+            return False
+        changed = differences(manifest["inputs"], inputs)
+        raise FinetuneError(
+            f"{folder} is stale: it was made from other inputs (changed: {', '.join(changed)}). "
+            f"Run `finetune {stage} {self.recipe_name}` first, or add --force to rebuild it now."
+        )
+
+    def _stage(self, name: Name, fresh: bool, reuse: Callable[[], Result], make: Callable[[], Result]) -> Result:
+        started = time.perf_counter()
+        if not fresh:
+            self.progress.note(f"{name} ...")
+        result = reuse() if fresh else make()
+        stage = Stage(name, "skipped" if fresh else "done", time.perf_counter() - started)
+        self.stages.append(stage)
+        if fresh:
+            self.progress.note(f"{name}: skipped, nothing changed")
+        else:
+            self.progress.note(f"{name}: done in {stage.seconds:.1f} s")
+        return result
+
+
+def find_run(path: Path) -> Run:
+    """Return the run that a path names: a run's folder, or the folder that holds `run/`."""
+    for folder in (path, path / "run"):
+        if has_manifest(folder):
+            run = Run(folder)
+            assert run.manifest
+            return run
+    raise FinetuneError(
+        f"{path}: expected a run (a folder with a manifest.json, such as outputs/NAME/run) or a recipe (a .yaml file), "
+        f"found {'a folder without one' if path.is_dir() else 'nothing'}"
+    )

@@ -1,0 +1,1 @@
+"""Smaller, faster copies of a trained model: one file per backend."""

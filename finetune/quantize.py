@@ -1,0 +1,204 @@
+"""The fourth stage: from a run to a quantized run of the same shape, scored before and after on the same rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune import registry
+from finetune.artifacts import FORMAT_VERSION, Run, building, fingerprint, publish, versions, write_json, write_text
+from finetune.errors import FinetuneError
+from finetune.evaluate import check_code, metric_names, own_data
+from finetune.evaluation.statistics import bootstrap, paired_bootstrap
+from finetune.fingerprints import quantized_inputs
+from finetune.gates import check_gates
+from finetune.inference import Predictor, open_run
+from finetune.models.loading import quiet_transformers
+from finetune.progress import Progress, Silent
+from finetune.recipe import Recipe
+from finetune.reports.markdown import quantization_report
+from finetune.runtime import Runtime
+
+REPORT = "quantization"
+# Timed calls per model and batch size; before each, the other model had its turn
+ROUNDS = 15
+WARM_UP_ROUNDS = 3
+
+
+def quantize(
+    run: Run,
+    folder: Path,
+    *,
+    recipe: Recipe | None = None,
+    split: str = "test",
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> tuple[Run, dict[str, Any]]:
+    """Quantize a run into `folder` by the recipe's backend; return the quantized run and the before/after report."""
+    runtime, progress = runtime or Runtime(), progress or Silent()
+    recipe = recipe or run.recipe
+    if run.format != "transformers":
+        raise FinetuneError(f"{run.folder}: expected a run in full precision, found one of the format {run.format!r}")
+    assert recipe.quantize is not None, "the caller checks that there is a backend"
+    names = metric_names(recipe, run)
+    check_code(names, allow_code=runtime.allow_code)
+    data = own_data(run)
+    if data is None:
+        raise FinetuneError(
+            f"{run.data_folder()}: expected the data that {run.folder} was trained on: a quantized model is not given "
+            "out without being scored again. Prepare and train again."
+        )
+    backend = registry.backends.get(recipe.quantize.name)
+    runtime = Runtime("cpu", runtime.threads, "fp32", runtime.allow_code)  # every backend so far is one for CPUs
+    with building(folder) as partial:
+        before = open_run(run, runtime)
+        scored = data.split(split)
+        progress.note(f"quantizing with {backend.attributes['title']}")
+        _write_model(before, scored.features, partial / "model", backend, recipe.quantize.options)
+        write_text(partial / "recipe.yaml", recipe.to_yaml())
+        inputs = quantized_inputs(run, recipe.quantize, names, split)
+        manifest = _manifest(run, backend, inputs)
+        # the report is made from what was written, opened as any user would open it
+        after = _open_unpublished(partial, manifest, runtime, before)
+        report = _compare(before, after, scored, names, recipe, split, progress)
+        report["backend"] = recipe.quantize.name
+        report["size_bytes"] = {"before": weights_size(run.model_folder), "after": weights_size(partial / "model")}
+        report["size_ratio"] = report["size_bytes"]["after"] / report["size_bytes"]["before"]
+        report["gates"] = check_gates([gate for gate in recipe.gates if gate.quantized], _gate_values(report))
+        report["fingerprint"] = fingerprint(inputs)
+        write_json(partial / "reports" / f"{REPORT}.json", report)
+        write_text(partial / "reports" / f"{REPORT}.md", quantization_report(report))
+        publish(folder, manifest)
+    return Run(folder), report
+
+
+def _write_model(
+    before: Predictor,
+    features: Sequence[dict[str, Any]],
+    folder: Path,
+    backend: registry.Entry,
+    options: dict[str, Any],
+) -> None:
+    folder.mkdir(parents=True)
+    longest = sorted(range(len(features)), key=lambda row: -len(features[row]["input_ids"]))[:2]
+    batch = before.task.collate([features[row] for row in longest], before.tokenizer)
+    batch.pop("labels", None)
+    backend.build(options)(before.model, batch, folder)
+    with quiet_transformers():
+        before.model.config.save_pretrained(folder)
+        before.tokenizer.save_pretrained(folder)
+
+
+def _manifest(run: Run, backend: registry.Entry, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{key: run.manifest[key] for key in ("task", "labels", "parameters", "data_fingerprint")},
+        "kind": "run",
+        "format": backend.attributes["format"],
+        "backend": backend.name,
+        "quantized_from": run.fingerprint,
+        "fingerprint": fingerprint(inputs),
+        "inputs": inputs,
+        "versions": versions("onnx", "onnxruntime", "onnxscript"),
+    }
+
+
+def _open_unpublished(partial: Path, manifest: dict[str, Any], runtime: Runtime, before: Predictor) -> Predictor:
+    quantized = Run(partial)
+    quantized.__dict__["manifest"] = manifest  # it is written last, when all the rest is there
+    opened = open_run(quantized, runtime)
+    assert opened.labels == before.labels
+    return opened
+
+
+def _compare(
+    before: Predictor,
+    after: Predictor,
+    scored: Any,
+    names: Sequence[str],
+    recipe: Recipe,
+    split: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    size = recipe.train.eval_batch_size
+    said_before = before.predict(scored.rows, scored.features, size, progress)
+    said_after = after.predict(scored.rows, scored.features, size, progress)
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": recipe.task.name,
+        "split": split,
+        "rows": len(scored),
+        "before": {name: value.as_json() for name, value in bootstrap(names, said_before, recipe.seed).items()},
+        "after": {name: value.as_json() for name, value in bootstrap(names, said_after, recipe.seed).items()},
+        "drop": {
+            name: value.as_json()
+            for name, value in paired_bootstrap(names, said_before, said_after, recipe.seed).items()
+        },
+        "agreement": float((said_before.predicted == said_after.predicted).mean()),
+        "speed": measure_speed(before, after, scored.features),
+    }
+
+
+def _gate_values(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the results under the names that gates use: `accuracy`, `accuracy.drop`, `agreement`, `size_ratio`."""
+    values: dict[str, Any] = {name: {**value, "drop": report["drop"][name]} for name, value in report["after"].items()}
+    return {**values, "agreement": report["agreement"], "size_ratio": report["size_ratio"]}
+
+
+def weights_size(folder: Path) -> int:
+    """Return the bytes of the weight files in a model's folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in {".safetensors", ".onnx", ".data"})
+
+
+def measure_speed(before: Predictor, after: Predictor, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Time both models in turns, in one thread: latency at batch 1 (ms) and throughput at batch 32 (rows/s).
+
+    One thread, since with several a busy neighbour makes every barrier wait and the ratio means nothing.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one_thread = _reopened_in_one_thread(after)
+        by_length = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
+        middle = len(by_length) // 2
+        speed: dict[str, Any] = {"threads": 1, "tokens": len(features[by_length[middle]]["input_ids"])}
+        for size in (1, 32):
+            around = by_length[max(0, middle - size // 2) :][:size]
+            rows = [features[around[i % len(around)]] for i in range(size)]
+            speed[f"batch_{size}"] = _race([before, one_thread], rows)
+    finally:
+        torch.set_num_threads(threads)
+    return speed
+
+
+def _reopened_in_one_thread(predictor: Predictor) -> Predictor:
+    reopen = getattr(predictor.model, "in_threads", None)
+    return predictor if reopen is None else Predictor(**{**vars(predictor), "model": reopen(1)})
+
+
+def _race(predictors: Sequence[Predictor], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    seconds: list[list[float]] = [[] for _ in predictors]
+    batch = predictors[0].task.collate(rows, predictors[0].tokenizer)
+    batch.pop("labels", None)
+    with torch.inference_mode():
+        for turn in range(WARM_UP_ROUNDS + ROUNDS):
+            for index, predictor in enumerate(predictors):
+                started = time.perf_counter()
+                predictor.model(**batch)
+                if turn >= WARM_UP_ROUNDS:
+                    seconds[index].append(time.perf_counter() - started)
+    before, after = (np.array(times) for times in seconds)
+
+    def summary(times: Any) -> dict[str, float]:
+        if len(rows) == 1:
+            return {"median": float(np.median(times)) * 1000, "p95": float(np.percentile(times, 95)) * 1000}
+        rates = len(rows) / times  # the p95 of a throughput is its slow end
+        return {"median": float(np.median(rates)), "p95": float(np.percentile(rates, 5))}
+
+    return {"before": summary(before), "after": summary(after), "speedup": float(np.median(before / after))}
