@@ -21,6 +21,7 @@ from finetune.recipe import Recipe, load_recipe
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+QUANTIZATION_REPORT = "quantization"
 LIBRARIES = ("finetune-toolkit", "torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "numpy")
 
 

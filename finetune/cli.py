@@ -328,11 +328,12 @@ def _answers(answering: Any, text: list[str] | None, input_file: Path | None) ->
     if text:
         return answering.texts(text)  # type: ignore[no-any-return]
     if input_file is None:
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         return answering.lines(sys.stdin)  # type: ignore[no-any-return]
     if input_file.suffix.removeprefix(".").lower() in registry.sources.names():
         return answering.records(read(input_file))  # type: ignore[no-any-return]
     try:
-        lines = input_file.read_text(encoding="utf-8-sig").splitlines()
+        lines = input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise FinetuneError(f"{input_file}: expected UTF-8 text, found other bytes at position {error.start}") from None
     return answering.lines(lines)  # type: ignore[no-any-return]

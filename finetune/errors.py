@@ -51,6 +51,12 @@ class Terminated(BaseException):
     """SIGTERM arrived: unwind, so that nothing half-written remains."""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `Did you mean X? ` for the nearest of the known names, or nothing when none is near."""
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"Did you mean {found[0]}? " if found else ""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `, did you mean X?` for the nearest of the known names, or the list of them when none is near."""
     known = sorted(known)

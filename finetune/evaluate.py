@@ -11,6 +11,7 @@ from typing import Any
 from finetune import registry
 from finetune.artifacts import (
     FORMAT_VERSION,
+    QUANTIZATION_REPORT,
     PreparedData,
     Run,
     Split,
@@ -19,7 +20,7 @@ from finetune.artifacts import (
     write_json,
     write_text,
 )
-from finetune.data.rows import Dropped, column_names, count_reasons, select
+from finetune.data.rows import Dropped, column_names, count_reasons, list_reasons, select
 from finetune.data.sources import read
 from finetune.data.splitting import SPLITS
 from finetune.errors import FinetuneError
@@ -29,7 +30,7 @@ from finetune.evaluation.statistics import LEVEL, RESAMPLES, bootstrap, confusio
 from finetune.fingerprints import report_inputs
 from finetune.gates import check_gates
 from finetune.inference import Predictor, open_run
-from finetune.prepare import cleaning, text_keys
+from finetune.prepare import cleaning, text_keys, truncation
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
 from finetune.reports.markdown import evaluation_report
@@ -96,29 +97,31 @@ def evaluate(
         "dropped": scored.dropped,
         "seen_in_training": _seen_in_training(data, scored, predictor.spec) if data else None,
         "run_fingerprint": run.fingerprint,
-        "fingerprint": fingerprint(report_inputs(run, names, split, source)),
+        "fingerprint": fingerprint(report_inputs(run, recipe, names, split, source, has_data=data is not None)),
     }
-    report["gates"] = check_gates([gate for gate in recipe.gates if not gate.quantized], report["metrics"])
-    report = {key: value for key, value in report.items() if value is not None}
-    _write(report, folder or run.reports)
+    report = with_gates({key: value for key, value in report.items() if value is not None}, recipe)
+    write_report(report, folder or run.reports)
     return report
+
+
+def with_gates(report: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return a report with the recipe's gates held against it."""
+    return {**report, "gates": check_gates([gate for gate in recipe.gates if not gate.quantized], report["metrics"])}
 
 
 def report_name(split: str, source: Path | None) -> str:
     """Return the name of a report's files: the split's, or that of the file of new rows."""
     if source is None:
         return split
-    return f"file-{source.stem}" if source.stem in SPLITS else source.stem
+    return f"file-{source.stem}" if source.stem in {*SPLITS, QUANTIZATION_REPORT} else source.stem
 
 
 def metric_names(recipe: Recipe, run: Run) -> list[str]:
     """Return the metrics of a report: the recipe's, or all of the task, and those that gates ask for."""
     _, spec = open_task(run.recipe.task.name, run.recipe.task.options)
     names = list(recipe.metrics or spec.metrics)
-    gated = [gate.path.removeprefix("quantized.") for gate in recipe.gates]
-    known = registry.metrics.names()
-    names += [name for path in gated if (name := path.split(".")[0]) in known]
-    return list(dict.fromkeys(name for name in names if name != "loss"))
+    names += [gate.keys[0] for gate in recipe.gates if gate.keys[0] not in {"agreement", "size_ratio"}]
+    return list(dict.fromkeys(names))
 
 
 def check_code(names: Sequence[str], *, allow_code: bool) -> None:
@@ -162,12 +165,12 @@ def _rows_of_file(source: Path, run: Run, predictor: Predictor) -> ScoredRows:
     if not rows:
         raise FinetuneError(
             f"{source}: expected rows with the run's labels ({', '.join(run.labels[:20])}); none of its rows can be "
-            f"scored ({count_reasons(dropped)})"
+            f"scored ({list_reasons(dropped)})"
         )
     values = [row.values for row in rows]
     columns, lost = predictor.task.encode(values, predictor.tokenizer, recipe.model.max_length, run.labels)
     features = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    truncated = {"rows": sum(map(bool, lost)), "tokens_lost": sum(lost)}
+    truncated = truncation(rows, lost)
     return ScoredRows(
         report_name("", source), [row.line for row in rows], values, features, truncated, count_reasons(dropped)
     )
@@ -232,7 +235,8 @@ def _as_json(intervals: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {name: interval.as_json() for name, interval in intervals.items()}
 
 
-def _write(report: dict[str, Any], folder: Path) -> None:
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write an evaluation for people, with its pictures, and for machines."""
     name = report["split"]
     picture = f"{name}-confusion.png"
     plot_confusion(report["labels"], report["confusion"], folder / picture)

@@ -49,22 +49,27 @@ def run_inputs(recipe: Recipe, data_fingerprint: str, *, allow_code: bool = Fals
     }
 
 
-def report_inputs(run: Run, metrics: Sequence[str], split: str, source: Path | None) -> dict[str, Any]:
+def report_inputs(
+    run: Run, recipe: Recipe, metrics: Sequence[str], split: str, source: Path | None, *, has_data: bool
+) -> dict[str, Any]:
     """Return what decides an evaluation's numbers."""
     return {
         "run_fingerprint": run.fingerprint,
         "metrics": list(metrics),
+        "seed": recipe.seed,
+        "has_data": has_data,  # without the training data there are no baselines
         "split": split,
         "source_sha256": file_digest(source) if source else None,
     }
 
 
-def quantized_inputs(run: Run, backend: Part, metrics: Sequence[str], split: str) -> dict[str, Any]:
+def quantized_inputs(run: Run, recipe: Recipe, backend: Part, metrics: Sequence[str], split: str) -> dict[str, Any]:
     """Return what decides a quantized run and its before/after report."""
     return {
         "run_fingerprint": run.fingerprint,
         "quantize": backend.resolved(),
         "metrics": list(metrics),
+        "seed": recipe.seed,
         "split": split,
     }
 

@@ -22,8 +22,7 @@ def check_gates(gates: Iterable[Gate], results: Mapping[str, Any]) -> list[dict[
 def _look_up(results: Mapping[str, Any], gate: Gate) -> float:
     """Follow `accuracy`, `accuracy.low` or `agreement` into the results; a bare metric means its point estimate."""
     found: Any = results
-    path = gate.path.removeprefix("quantized.")
-    for key in path.split("."):
+    for key in gate.keys:
         if not isinstance(found, Mapping) or key not in found:
             raise FinetuneError(f"gates.{gate.path}: expected a result of that name; found {', '.join(results)}")
         found = found[key]

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from finetune.artifacts import PreparedData, Run, has_manifest, locked, partial_folder, write_json
+from finetune import evaluate as evaluation
+from finetune import quantize as quantization
+from finetune.artifacts import QUANTIZATION_REPORT, PreparedData, Run, has_manifest, locked, partial_folder
 from finetune.errors import FinetuneError
-from finetune.evaluate import check_code, evaluate, metric_names, read_report, report_name
+from finetune.evaluate import check_code, evaluate, metric_names, own_data, read_report, report_name
 from finetune.fingerprints import differences, matches, quantized_inputs, report_inputs, run_inputs, tokens_inputs
-from finetune.gates import check_gates
 from finetune.prepare import prepare
 from finetune.progress import Progress, Silent
-from finetune.quantize import REPORT, quantize
+from finetune.quantize import quantize
 from finetune.recipe import Part, Recipe
 from finetune.registry import backends
 from finetune.runtime import Runtime
@@ -56,18 +57,22 @@ class Job:
     resume: bool = False
     recipe_name: str = "RECIPE"
     stages: list[Stage] = field(default_factory=list)
+    _data: PreparedData | None = None
 
     def data(self, *, asked: bool = False) -> PreparedData:
         """Return the prepared data, made now if need be."""
+        if self._data is not None:
+            return self._data
         folder = self.root / "data"
         inputs = tokens_inputs(self.recipe, allow_code=self.runtime.allow_code)
         fresh = self._is_fresh("prepare", folder, inputs, asked)
-        return self._stage(
+        self._data = self._stage(
             "prepare",
             fresh,
             lambda: PreparedData(folder),
             lambda: prepare(self.recipe, folder, allow_code=self.runtime.allow_code, progress=self.progress),
         )
+        return self._data
 
     def run(self, *, asked: bool = False) -> Run:
         """Return the trained run, made now if need be, on data that is made if need be."""
@@ -100,14 +105,16 @@ class Job:
             raise FinetuneError(f"--data: expected a file of labelled rows, found nothing at {source}")
         path = (folder or run.reports) / f"{report_name(split, source)}.json"
         stored = read_report(path)
-        fresh = stored is not None and not self.force and matches(stored, report_inputs(run, names, split, source))
+        has_data = own_data(run) is not None
+        inputs = report_inputs(run, self.recipe, names, split, source, has_data=has_data)
+        fresh = stored is not None and not self.force and matches(stored, inputs)
 
         def reuse() -> dict[str, Any]:
             assert stored is not None
-            gates = check_gates([gate for gate in self.recipe.gates if not gate.quantized], stored["metrics"])
-            if gates != stored["gates"]:
-                write_json(path, {**stored, "gates": gates})
-            return {**stored, "gates": gates}
+            report = evaluation.with_gates(stored, self.recipe)
+            if report != stored:
+                evaluation.write_report(report, path.parent)
+            return report
 
         return self._stage(
             "eval",
@@ -130,14 +137,18 @@ class Job:
         folder = self.root / f"run-{backend.name}"
         names = metric_names(self.recipe, run)
         check_code(names, allow_code=self.runtime.allow_code)
-        fresh = self._is_fresh("quantize", folder, quantized_inputs(run, backend, names, "test"), asked=True)
-        stored = read_report(folder / "reports" / f"{REPORT}.json")
+        fresh = self._is_fresh(
+            "quantize", folder, quantized_inputs(run, self.recipe, backend, names, "test"), asked=True
+        )
+        path = folder / "reports" / f"{QUANTIZATION_REPORT}.json"
+        stored = read_report(path)
 
         def reuse() -> tuple[Run, dict[str, Any]]:
             assert stored is not None
-            values = {name: {**value, "drop": stored["drop"][name]} for name, value in stored["after"].items()}
-            values |= {"agreement": stored["agreement"], "size_ratio": stored["size_ratio"]}
-            return Run(folder), {**stored, "gates": check_gates([g for g in self.recipe.gates if g.quantized], values)}
+            report = quantization.with_gates(stored, self.recipe)
+            if report != stored:
+                quantization.write_report(report, path.parent)
+            return Run(folder), report
 
         return self._stage(
             "quantize",

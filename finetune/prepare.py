@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from finetune.artifacts import (
 )
 from finetune.data.cleaning import Pipeline
 from finetune.data.duplicates import resolve_duplicates, text_key
-from finetune.data.rows import Dropped, Row, column_names, count_reasons, select
+from finetune.data.rows import Dropped, Row, column_names, count_reasons, list_lines, list_reasons, select
 from finetune.data.sources import read
 from finetune.data.splitting import SPLITS
 from finetune.errors import FinetuneError
@@ -48,6 +49,8 @@ def prepare(
     model_folder = find_model(recipe.model, allow_code=allow_code)
     tokenizer = load_tokenizer(model_folder, allow_code=allow_code)
     check_context(model_folder, tokenizer, recipe.model.max_length)
+    # described before it is read: a file that is edited meanwhile makes the result stale, never wrongly fresh
+    inputs = tokens_inputs(recipe, allow_code=allow_code)
     with building(folder) as partial:
         rows_read, rows, clusters, dropped, pipeline = collect_rows(recipe, task, spec)
         labels = sorted({row.values[spec.label_role] for row in rows}) if spec.label_role else []
@@ -59,7 +62,7 @@ def prepare(
             features, lost = task.encode([row.values for row in chosen], tokenizer, recipe.model.max_length, labels)
             values = {role: [row.values[role] for row in chosen] for role in task.columns}
             write_split(partial / f"{name}.arrow", [row.line for row in chosen], values, features)
-            report["truncated"][name] = _truncation(chosen, lost)
+            report["truncated"][name] = truncation(chosen, lost)
             report["tokens"][name] = _token_counts(features["input_ids"])
         write_text(
             partial / "dropped.jsonl", "".join(json.dumps(row.as_json(), ensure_ascii=True) + "\n" for row in dropped)
@@ -67,7 +70,6 @@ def prepare(
         write_json(partial / "report.json", report)
         write_text(partial / "report.md", preparation_report(report))
         _note(report, progress)
-        inputs = tokens_inputs(recipe, allow_code=allow_code)
         publish(folder, _manifest(recipe, task, labels, report["splits"], inputs))
     return PreparedData(folder)
 
@@ -81,18 +83,22 @@ def collect_rows(
     pipeline = cleaning(recipe)
     names = column_names(task.columns, recipe.data.columns)
     rows, dropped = select(records, task.columns, names, pipeline, str(source))
-    rows, clusters, repeated = resolve_duplicates(
-        rows, spec.text_roles, spec.label_role, duplicates=recipe.data.duplicates, conflicts=recipe.data.conflicts
-    )
+    try:
+        rows, clusters, repeated = resolve_duplicates(
+            rows, spec.text_roles, spec.label_role, duplicates=recipe.data.duplicates, conflicts=recipe.data.conflicts
+        )
+    except FinetuneError as error:
+        raise FinetuneError(f"{source}: {error}") from None
     dropped += repeated
     if spec.label_role:
         rows, clusters, rare = _rare_labels(recipe, rows, clusters, spec.label_role)
         dropped += rare
     if not rows:
         raise FinetuneError(
-            f"{source}: expected usable rows, but all {len(records)} were dropped: {count_reasons(dropped)}"
+            f"{source}: expected usable rows, but all {len(records)} were dropped: {list_reasons(dropped)}"
         )
-    dropped.sort(key=lambda row: row.line)
+    raw = {record.line: record.values for record in records}
+    dropped = sorted((replace(row, values=raw[row.line]) for row in dropped), key=lambda row: row.line)
     return len(records), rows, clusters, dropped, pipeline
 
 
@@ -113,7 +119,7 @@ def _rare_labels(
     rare = {label for label, count in texts.items() if count < needed}
     if rare and recipe.data.rare_labels == "error":
         listed = "; ".join(
-            f"{label!r} has {texts[label]} (line {_lines(row for row in rows if row.values[role] == label)})"
+            f"{label!r} has {texts[label]} (line {list_lines(row for row in rows if row.values[role] == label)})"
             for label in sorted(rare)[:10]
         )
         raise FinetuneError(
@@ -125,10 +131,6 @@ def _rare_labels(
         raise FinetuneError(f"{recipe.data.source}: expected at least 2 labels, found only {kept[0][0].values[role]!r}")
     dropped = [Dropped(row.line, "rare_label", row.values) for row in rows if row.values[role] in rare]
     return [row for row, _ in kept], [cluster for _, cluster in kept], dropped
-
-
-def _lines(rows: Iterable[Row]) -> str:
-    return ", ".join(str(row.line) for row in rows)
 
 
 def _split(recipe: Recipe, rows: Sequence[Row], clusters: Sequence[int], spec: TaskSpec) -> list[str]:
@@ -172,7 +174,8 @@ def _report(
     return report
 
 
-def _truncation(rows: Sequence[Row], lost: Sequence[int]) -> dict[str, Any]:
+def truncation(rows: Sequence[Row], lost: Sequence[int]) -> dict[str, Any]:
+    """Return how many rows lost how many tokens, and the lines of the first of them."""
     cut = [(row.line, count) for row, count in zip(rows, lost, strict=True) if count]
     return {"rows": len(cut), "tokens_lost": sum(count for _, count in cut), "lines": [line for line, _ in cut[:20]]}
 

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from finetune import registry
-from finetune.artifacts import FORMAT_VERSION, Run, building, fingerprint, publish, versions, write_json, write_text
+from finetune.artifacts import (
+    FORMAT_VERSION,
+    QUANTIZATION_REPORT,
+    Run,
+    building,
+    fingerprint,
+    publish,
+    versions,
+    write_json,
+    write_text,
+)
 from finetune.errors import FinetuneError
 from finetune.evaluate import check_code, metric_names, own_data
 from finetune.evaluation.statistics import bootstrap, paired_bootstrap
@@ -21,7 +31,6 @@ from finetune.recipe import Recipe
 from finetune.reports.markdown import quantization_report
 from finetune.runtime import Runtime
 
-REPORT = "quantization"
 # Timed calls per model and batch size; before each, the other model had its turn
 ROUNDS = 15
 WARM_UP_ROUNDS = 3
@@ -58,7 +67,7 @@ def quantize(
         progress.note(f"quantizing with {backend.attributes['title']}")
         _write_model(before, scored.features, partial / "model", backend, recipe.quantize.options)
         write_text(partial / "recipe.yaml", recipe.to_yaml())
-        inputs = quantized_inputs(run, recipe.quantize, names, split)
+        inputs = quantized_inputs(run, recipe, recipe.quantize, names, split)
         manifest = _manifest(run, backend, inputs)
         # the report is made from what was written, opened as any user would open it
         after = _open_unpublished(partial, manifest, runtime, before)
@@ -66,12 +75,24 @@ def quantize(
         report["backend"] = recipe.quantize.name
         report["size_bytes"] = {"before": weights_size(run.model_folder), "after": weights_size(partial / "model")}
         report["size_ratio"] = report["size_bytes"]["after"] / report["size_bytes"]["before"]
-        report["gates"] = check_gates([gate for gate in recipe.gates if gate.quantized], _gate_values(report))
         report["fingerprint"] = fingerprint(inputs)
-        write_json(partial / "reports" / f"{REPORT}.json", report)
-        write_text(partial / "reports" / f"{REPORT}.md", quantization_report(report))
+        report = with_gates(report, recipe)
+        write_report(report, partial / "reports")
         publish(folder, manifest)
     return Run(folder), report
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write the before/after report for people and for machines."""
+    write_text(folder / f"{QUANTIZATION_REPORT}.md", quantization_report(report))
+    write_json(folder / f"{QUANTIZATION_REPORT}.json", report)
+
+
+def with_gates(report: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return a before/after report with the recipe's gates held against it."""
+    values: dict[str, Any] = {name: {**value, "drop": report["drop"][name]} for name, value in report["after"].items()}
+    values |= {"agreement": report["agreement"], "size_ratio": report["size_ratio"]}
+    return {**report, "gates": check_gates([gate for gate in recipe.gates if gate.quantized], values)}
 
 
 def _write_model(
@@ -138,12 +159,6 @@ def _compare(
         "agreement": float((said_before.predicted == said_after.predicted).mean()),
         "speed": measure_speed(before, after, scored.features),
     }
-
-
-def _gate_values(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the results under the names that gates use: `accuracy`, `accuracy.drop`, `agreement`, `size_ratio`."""
-    values: dict[str, Any] = {name: {**value, "drop": report["drop"][name]} for name, value in report["after"].items()}
-    return {**values, "agreement": report["agreement"], "size_ratio": report["size_ratio"]}
 
 
 def weights_size(folder: Path) -> int:

@@ -43,6 +43,14 @@ class Part(Section):
         return {"name": self.name, **self.options}
 
 
+class _BadOptions(ValueError):
+    """The options of a part do not fit; carries what pydantic found, which it would otherwise flatten to text."""
+
+    def __init__(self, error: ValidationError, options: type[BaseModel]) -> None:
+        super().__init__(str(error))
+        self.error, self.options = error, options
+
+
 def _part_of(parts: registry.Registry) -> BeforeValidator:
     def check(value: object) -> Part:
         if isinstance(value, Part):
@@ -55,16 +63,23 @@ def _part_of(parts: registry.Registry) -> BeforeValidator:
             entry = parts.get(name)
         except FinetuneError as error:
             raise ValueError(str(error)) from None
-        options = entry.options.model_validate({key: item for key, item in given.items() if key != "name"})
+        try:
+            options = entry.options.model_validate({key: item for key, item in given.items() if key != "name"})
+        except ValidationError as error:
+            raise _BadOptions(error, entry.options) from None
+        if "check" in entry.attributes:  # what the types of the single options cannot say
+            entry.attributes["check"](options.model_dump())
         return Part(name=name, options=options.model_dump())
 
     return BeforeValidator(check)
 
 
 def _known_metric(name: str) -> str:
-    if name != "loss":
-        _known(registry.metrics, name)
-    return name
+    return _known(registry.metrics, name)
+
+
+def _known_score(name: str) -> str:
+    return name if name == "loss" else _known_metric(name)
 
 
 def _known(parts: registry.Registry, name: str) -> str:
@@ -82,6 +97,7 @@ def _as_tuple(value: object) -> object:
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
 Metric = Annotated[str, AfterValidator(_known_metric)]
+Score = Annotated[str, AfterValidator(_known_score)]
 Cleaner = Annotated[Part, _part_of(registry.cleaners)]
 Splitter = Annotated[Part, _part_of(registry.splitters)]
 Task = Annotated[Part, _part_of(registry.tasks)]
@@ -122,6 +138,14 @@ class ModelSection(Section):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     max_length: Annotated[int, Field(ge=2)] = 128
 
+    @field_validator("id")
+    @classmethod
+    def _exists(cls, model_id: str, info: ValidationInfo) -> str:
+        checks = bool(info.context and info.context.get("check_inputs"))
+        if checks and Path(model_id).is_absolute() and not Path(model_id).is_dir():
+            raise ValueError(f"expected a model's folder, found nothing at {model_id}")
+        return model_id
+
     @model_validator(mode="after")
     def _revision_of_hub_only(self) -> ModelSection:
         if self.revision and (self.id.startswith("package:") or Path(self.id).is_absolute()):
@@ -134,7 +158,7 @@ class ModelSection(Section):
 class EarlyStopping(Section):
     """Which validation score chooses the best model, and how long training goes on without a better one."""
 
-    metric: Metric = "loss"
+    metric: Score = "loss"
     patience: Annotated[int, Field(ge=1)] | None = None
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
@@ -193,6 +217,16 @@ class Gate(Section):
         """Whether the gate is about the quantized model."""
         return self.path.startswith("quantized.")
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The result's name and, behind it, `drop` and `low`, `high` or `value` as far as the path has them.
+
+        A metric's name may have dots of its own (`evaluate:./metric.py`), so the path is read from both ends.
+        """
+        match = re.fullmatch(r"(.+?)(?:\.(drop))?(?:\.(low|high|value))?", self.path.removeprefix("quantized."))
+        assert match is not None
+        return tuple(part for part in match.groups() if part)
+
     def holds(self, value: float) -> bool:
         """Tell whether a value keeps the bound; NaN never does."""
         return not math.isnan(value) and _COMPARISONS[self.comparison](value, self.bound)
@@ -217,22 +251,22 @@ def _gate(path: str, text: object) -> Gate:
         bound = math.nan
     if match is None or math.isnan(bound):
         raise ValueError(f'{path}: expected a comparison such as ">= 0.85", found {text!r}')
-    _check_gate_path(path)
-    return Gate(path=path, comparison=match[1], bound=bound)
+    gate = Gate(path=path, comparison=match[1], bound=bound)
+    _check_gate(gate)
+    return gate
 
 
-def _check_gate_path(path: str) -> None:
-    name = re.sub(r"\.(low|high|value)$", "", path)
-    if name.startswith("quantized."):
-        name = name.removeprefix("quantized.")
-        if name in {"agreement", "size_ratio"}:
-            return
-        name = name.removesuffix(".drop")
+def _check_gate(gate: Gate) -> None:
+    name, *rest = gate.keys
+    if gate.quantized and name in {"agreement", "size_ratio"} and not rest:
+        return
     try:
         registry.metrics.get(name)
+        if "drop" in rest and not gate.quantized:
+            raise FinetuneError("a drop is between two models, so it belongs to quantized.METRIC.drop")
     except FinetuneError as error:
         raise ValueError(
-            f"{path}: expected METRIC, METRIC.low, METRIC.high, quantized.METRIC, quantized.METRIC.drop, "
+            f"{gate.path}: expected METRIC, METRIC.low, METRIC.high, quantized.METRIC, quantized.METRIC.drop, "
             f"quantized.agreement or quantized.size_ratio; {error}"
         ) from None
 
@@ -299,21 +333,11 @@ def _problems(error: ValidationError, document: Document, model: type[BaseModel]
     for details in error.errors():
         keys = (*prefix, *details["loc"])
         nested = details.get("ctx", {}).get("error")
-        if isinstance(nested, ValidationError):  # the options of a part
-            options = _options_of(nested)
-            yield from _problems(nested, document, options, keys)
+        if isinstance(nested, _BadOptions):
+            yield from _problems(nested.error, document, nested.options, keys)
             continue
         known = _known_fields(model, details["loc"])
         yield Problem(document.origin(keys), dotted(keys), _explain(details, known, nested))
-
-
-def _options_of(error: ValidationError) -> type[BaseModel]:
-    """Find the options model that refused; pydantic keeps only its title, which is the part's name."""
-    for parts in registry.ALL:
-        for name in parts.names():
-            if parts.get(name).options.__name__ == error.title:
-                return parts.get(name).options
-    return BaseModel
 
 
 def _known_fields(model: type[BaseModel], keys: Keys) -> list[str]:

@@ -66,9 +66,14 @@ def train(
     with locked(folder):
         inputs = run_inputs(recipe, data.fingerprint, allow_code=runtime.allow_code)
         growing = _open_growing(folder, inputs, resume=resume, force=force)
-        training = _Training(recipe, data, growing, runtime, progress)
-        training.run()
-        manifest = training.finish(inputs)
+        try:
+            training = _Training(recipe, data, growing, runtime, progress)
+            training.run()
+            manifest = training.finish(inputs)
+        except BaseException:
+            if latest_checkpoint(growing / "checkpoints") is None:  # nothing in it that one could go on from
+                shutil.rmtree(growing, ignore_errors=True)
+            raise
         publish(folder, manifest)
     return Run(folder)
 

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any, Literal
 
@@ -81,7 +82,10 @@ def whitespace(text: str, *, keep_lines: bool = False) -> str:
 
 
 _MARKUP = re.compile(r"<[a-zA-Z/!]|&[#a-zA-Z]")
-_BREAKING = {"br", "p", "div", "li", "tr", "table", "ul", "ol", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "hr"}
+_BREAKING = re.compile(
+    "address|article|aside|blockquote|br|caption|dd|div|dl|dt|fieldset|figcaption|figure|footer|form|h[1-6]|header|hr"
+    "|li|main|nav|ol|option|p|pre|section|table|td|th|tr|ul"
+)
 _HIDDEN = {"script", "style", "head", "title", "template"}
 
 
@@ -95,7 +99,10 @@ def html(text: str, *, keep_links: bool = False) -> str:
         return text
     extractor = _TextExtractor(keep_links)
     extractor.feed(text)
-    extractor.close()
+    if extractor.rawdata.startswith("<"):  # "5 apples <b and more": a tag without an end is text; Pythons differ here
+        extractor.parts.append(unescape(extractor.rawdata))
+    else:
+        extractor.close()
     return "".join(extractor.parts)
 
 
@@ -107,22 +114,28 @@ class _TextExtractor(HTMLParser):
         self._hidden: list[str] = []
         self._links: list[str] = []
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """Take `<![word[` for a comment, as browsers do; the library's own parser fails on it."""
+        if self.rawdata.startswith("<![CDATA[", i):
+            return super().parse_marked_section(i, report)
+        return self.parse_bogus_comment(i, report)
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _HIDDEN:
             self._hidden.append(tag)
-        if tag in _BREAKING:
+        if _BREAKING.fullmatch(tag):
             self.parts.append("\n")
         if tag == "a":
             self._links.append(dict(attrs).get("href") or "")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        if tag in _BREAKING:
+        if _BREAKING.fullmatch(tag):
             self.parts.append("\n")
 
     def handle_endtag(self, tag: str) -> None:
         if self._hidden and tag == self._hidden[-1]:
             self._hidden.pop()
-        if tag in _BREAKING:
+        if _BREAKING.fullmatch(tag):
             self.parts.append("\n")
         if tag == "a" and self._links:
             address = self._links.pop()
@@ -140,4 +153,4 @@ _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"']+[^\s<>\"'.,;:!?)\]}]", re.IGNO
 @cleaners.register("urls")
 def urls(text: str, *, action: Literal["mask", "remove"] = "mask", mask: str = "[URL]") -> str:
     """Replace web addresses by a mask, or remove them."""
-    return _URL.sub(mask if action == "mask" else "", text)
+    return _URL.sub(lambda _: mask if action == "mask" else "", text)

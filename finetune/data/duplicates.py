@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from finetune.data.rows import Dropped, Row
+from finetune.data.rows import Dropped, Row, list_lines
 from finetune.errors import FinetuneError
 
 
@@ -38,7 +38,9 @@ def resolve_duplicates(
     }
     if conflicting and conflicts == "error":
         raise FinetuneError(
-            _listing("texts under different labels", [members[key] for key in conflicting], "conflicts")
+            _listing(
+                "texts under different labels", [members[key] for key in members if key in conflicting], "conflicts"
+            )
         )
     repeated = [group for key, group in members.items() if len(group) > 1 and key not in conflicting]
     if repeated and duplicates == "error":
@@ -60,6 +62,6 @@ def resolve_duplicates(
 
 
 def _listing(what: str, groups: Sequence[Sequence[Row]], setting: str) -> str:
-    shown = "; ".join("lines " + ", ".join(str(row.line) for row in group) for group in groups[:5])
+    shown = "; ".join(f"lines {list_lines(group)}" for group in groups[:5])
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return f"expected no {what}, found {len(groups)}: {shown}{more}. Mend the data, or set data.{setting}: drop."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.data.sources import Record
-from finetune.errors import FinetuneError, suggestion
+from finetune.errors import FinetuneError, nearest
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,17 @@ class Dropped:
         return {"line": self.line, "reason": self.reason, "row": self.values}
 
 
+def list_lines(rows: Iterable[Row], most: int = 10) -> str:
+    """Return the rows' lines as text, the first few of them."""
+    lines = [str(row.line) for row in rows]
+    return ", ".join(lines[:most]) + (f" and {len(lines) - most} more" if len(lines) > most else "")
+
+
+def list_reasons(dropped: Iterable[Dropped]) -> str:
+    """Return the reasons and their counts as text."""
+    return ", ".join(f"{reason} {count}" for reason, count in count_reasons(dropped).items())
+
+
 def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
     """Count dropped rows by reason, the most frequent first."""
     return dict(Counter(row.reason for row in dropped).most_common())
@@ -50,7 +61,7 @@ def column_names(columns: Mapping[str, Column], given: Mapping[str, str]) -> dic
     if unknown:
         raise FinetuneError(
             f"data.columns: expected the roles {', '.join(columns)}; "
-            f"found {unknown[0]}{suggestion(unknown[0], columns)}. Write `role: column in the file`."
+            f"found {unknown[0]}. {nearest(unknown[0], columns)}Write `role: column in the file`."
         )
     return {role: given.get(role, role) for role in columns}
 
@@ -92,9 +103,7 @@ def read_text(value: Any, clean: Callable[[str], str]) -> tuple[str, str]:
         return "", "wrong_type_of"
     if not value.strip():
         return "", "blank"
-    text = clean(value)
-    # A lone surrogate is valid JSON, but no text: neither UTF-8 nor a tokenizer takes it.
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = clean(_without_surrogates(value))
     return (text, "") if text.strip() else ("", "nothing_left_after_cleaning")
 
 
@@ -105,8 +114,13 @@ def read_label(value: Any) -> tuple[str, str]:
     if isinstance(value, bool):
         return str(value).lower(), ""
     if isinstance(value, (str, int)):
-        return str(value).strip(), ""
+        return _without_surrogates(str(value).strip()), ""
     return "", "wrong_type_of"
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates: valid in JSON, but no text, since neither UTF-8 nor a tokenizer takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _check_columns(records: Sequence[Record], names: Mapping[str, str], source: str) -> None:
@@ -119,6 +133,6 @@ def _check_columns(records: Sequence[Record], names: Mapping[str, str], source: 
     for role, name in names.items():
         if name not in found:
             raise FinetuneError(
-                f"{source}: expected a column {name!r} for {role}; found {', '.join(found)}"
-                f"{suggestion(name, found) if len(found) > 1 else ''}. Rename it, or set data.columns.{role}."
+                f"{source}: expected a column {name!r} for {role}; found {', '.join(found) or 'no columns'}. "
+                f"{nearest(name, found)}Rename it, or set data.columns.{role}."
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,14 @@ def read(path: Path) -> list[Record]:
         raise FinetuneError(f"{path}: expected a file that ends in one of {known}{suggestion(name, sources.names())}")
     if not path.is_file():
         raise FinetuneError(f"{path}: expected a file of rows, found {'a folder' if path.is_dir() else 'nothing'}")
-    records = list(sources.get(name).target(path.read_bytes()))
+    content = path.read_bytes()
+    try:
+        records = list(sources.get(name).target(content))
+    except FinetuneError as error:
+        raise FinetuneError(f"{path}: {error}") from None
     if not records:
-        raise FinetuneError(f"{path}: expected rows, found an empty file ({path.stat().st_size} bytes)")
+        found = "a header and nothing else" if content.strip() else f"an empty file ({len(content)} bytes)"
+        raise FinetuneError(f"{path}: expected rows, found {found}")
     return records
 
 
@@ -47,11 +53,15 @@ def jsonl(content: bytes) -> Iterator[Record]:
         yield _json_record(number, line)
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _json_record(number: int, line: bytes) -> Record:
     if not line.strip():
         return Record(number, {}, "empty_line")
     try:
-        values = json.loads(line.decode("utf-8"))
+        values = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         return Record(number, {}, "not_utf8")
     except (ValueError, RecursionError):
@@ -81,16 +91,31 @@ def _delimited(content: bytes, delimiter: str) -> Iterator[Record]:
             f"expected UTF-8 text, found other bytes at position {error.start}; re-save the file as UTF-8"
         ) from None
     csv.field_size_limit(10_000_000)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = next(reader, None)
-    if not header:
-        return
-    end = reader.line_num
-    for cells in reader:
-        start, end = end + 1, reader.line_num
-        if not cells:
+    # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    for start, cells in _numbered(reader):
+        if not header:
+            header = cells
+            repeated = [name for name, count in Counter(header).items() if count > 1]
+            if repeated:
+                raise FinetuneError(f"expected different column names, found {repeated[0]!r} more than once")
+        elif not cells:
             yield Record(start, {}, "empty_line")
         elif len(cells) != len(header):
             yield Record(start, {}, "wrong_number_of_columns")
         else:
             yield Record(start, dict(zip(header, cells, strict=True)))
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row's cells with the line on which the row starts."""
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise FinetuneError(f"line {start}: cannot be cut into cells ({error}); is a quote never closed?") from None
+        yield start, cells

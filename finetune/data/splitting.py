@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from finetune.errors import FinetuneError
 from finetune.registry import splitters
 
 SPLITS = ("train", "validation", "test")
@@ -16,7 +15,15 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 FractionOrNone = Annotated[float, Field(ge=0, lt=1)]
 
 
-@splitters.register("random")
+def check_fractions(options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the fractions add up to 1."""
+    fractions = {name: options[name] for name in SPLITS}
+    if abs(sum(fractions.values()) - 1) > 1e-6:
+        given = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+        raise ValueError(f"expected fractions that add up to 1, found {sum(fractions.values()):g} ({given})")
+
+
+@splitters.register("random", check=check_fractions)
 def random(
     labels: Sequence[str],
     clusters: Sequence[int],
@@ -30,7 +37,7 @@ def random(
     return _deal([""] * len(labels), clusters, seed, (train, validation, test))
 
 
-@splitters.register("stratified")
+@splitters.register("stratified", check=check_fractions)
 def stratified(
     labels: Sequence[str],
     clusters: Sequence[int],
@@ -50,9 +57,6 @@ def _deal(
     """Deal whole clusters, stratum by stratum, each to the split that lags furthest behind its share."""
     import numpy as np
 
-    if abs(sum(fractions) - 1) > 1e-6:
-        given = ", ".join(f"{name} {fraction:g}" for name, fraction in zip(SPLITS, fractions, strict=True))
-        raise FinetuneError(f"data.split: expected fractions that add up to 1, found {sum(fractions):g} ({given})")
     members: dict[int, list[int]] = {}
     for row, cluster in enumerate(clusters):
         members.setdefault(cluster, []).append(row)

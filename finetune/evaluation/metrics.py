@@ -6,6 +6,7 @@ thousands of resamples at once instead of calling scikit-learn for each. Tests h
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,8 @@ def true_false_counts(confusions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[A
     return np.diagonal(confusions, axis1=-2, axis2=-1), confusions.sum(axis=-2), confusions.sum(axis=-1)
 
 
-def label_scores(kind: str, confusions: NDArray[Any]) -> NDArray[Any]:
-    """Return precision, recall or F1 per label, shape (..., labels); 0 where it is not defined."""
+def label_scores(kind: str, confusions: NDArray[Any], undefined: float = 0.0) -> NDArray[Any]:
+    """Return precision, recall or F1 per label, shape (..., labels); `undefined` where the denominator is 0."""
     import numpy as np
 
     hits, predicted, actual = true_false_counts(confusions)
@@ -38,7 +39,7 @@ def label_scores(kind: str, confusions: NDArray[Any]) -> NDArray[Any]:
         "recall": (hits, actual),
         "f1": (2 * hits, predicted + actual),
     }[kind]
-    return np.divide(numerator, denominator, out=np.zeros(hits.shape), where=denominator > 0)  # type: ignore[no-any-return]
+    return np.divide(numerator, denominator, out=np.full(hits.shape, undefined), where=denominator > 0)  # type: ignore[no-any-return]
 
 
 def averaged_scores(kind: str, average: str, confusions: NDArray[Any]) -> NDArray[Any]:
@@ -125,9 +126,9 @@ def from_evaluate(argument: str, predictions: Predictions) -> float:
     try:
         module = evaluate.load(argument)
         result = module.compute(predictions=predictions.predicted.tolist(), references=predictions.targets.tolist())
-    except (OSError, ValueError, TypeError) as error:
-        raise FinetuneError(f"evaluate:{argument} cannot be computed: {error}") from error
-    numbers = [value for value in (result or {}).values() if isinstance(value, (int, float))]
-    if not numbers:
+    except Exception as error:  # the module is somebody's code: anything may come out of it
+        raise FinetuneError(f"evaluate:{argument} cannot be computed: {type(error).__name__}: {error}") from error
+    found = [value for value in (result or {}).values() if isinstance(value, numbers.Real)]
+    if not found:
         raise FinetuneError(f"evaluate:{argument}: expected a result with a number, found {result!r}")
-    return float(numbers[0])
+    return float(found[0])

@@ -57,7 +57,10 @@ def paired_bootstrap(names: Iterable[str], before: Predictions, after: Predictio
 
 
 def per_label(predictions: Predictions, seed: int) -> dict[str, dict[str, Any]]:
-    """Return precision, recall and F1 of each label with intervals, and the number of its rows."""
+    """Return precision, recall and F1 of each label with intervals, and the number of its rows.
+
+    Intervals are over the resamples in which the score is defined.
+    """
     import numpy as np
 
     kinds = ("precision", "recall", "f1")
@@ -67,7 +70,8 @@ def per_label(predictions: Predictions, seed: int) -> dict[str, dict[str, Any]]:
     for rows in _draws(len(predictions), RESAMPLES, seed, len(predictions.labels) ** 2):
         confusions = _confusions(predictions, rows)
         for kind in kinds:
-            draws[kind].append(label_scores(kind, confusions))
+            # a resample without the label says nothing about its recall
+            draws[kind].append(label_scores(kind, confusions, undefined=np.nan))
     support = confusion[0].sum(axis=-1)
     return {
         label: {
@@ -142,6 +146,8 @@ def _confusions(predictions: Predictions, rows: NDArray[Any]) -> NDArray[Any]:
 def _interval(value: float, draws: NDArray[Any]) -> Interval:
     import numpy as np
 
+    if np.isnan(draws).all():
+        return Interval(value, value, value)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(draws, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

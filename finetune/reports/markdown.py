@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
-# Markup of Markdown within a line and a table cell, and what GitHub turns into links and mentions by itself
+# Markup of Markdown within a line and a table cell, and the beginnings of what some renderers turn into links
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$@]|:(?=//)|(?<=[wW]{3})\.")
 
 
@@ -39,7 +40,7 @@ def evaluation_report(report: Mapping[str, Any], pictures: Mapping[str, str]) ->
         f"intervals ({report['intervals']['resamples']} resamples of rows).",
         table(
             ["metric", *systems],
-            [[name, *(interval(scores[name]) for scores in systems.values())] for name in report["metrics"]],
+            [[escape(name), *(interval(scores[name]) for scores in systems.values())] for name in report["metrics"]],
         ),
     ]
     if report["gains"]:
@@ -48,7 +49,7 @@ def evaluation_report(report: Mapping[str, Any], pictures: Mapping[str, str]) ->
     if report.get("gates"):
         parts += ["## Gates", gates_table(report["gates"])]
     parts += ["## By label", _labels(report["per_label"])]
-    parts += [f"![{title}]({file})" for title, file in pictures.items()]
+    parts += [f"![{title}]({quote(file)})" for title, file in pictures.items()]
     if report["worst"]:
         parts += [
             f"## The {len(report['worst'])} worst examples",
@@ -62,7 +63,7 @@ def _gains(gains: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(next(iter(gains.values())))
     rows = [[baseline, *(interval(scores[name]) for name in names)] for baseline, scores in gains.items()]
     return "The model's gain over each baseline on the same rows (paired bootstrap; positive is better).\n\n" + table(
-        ["baseline", *names], rows
+        ["baseline", *map(escape, names)], rows
     )
 
 
@@ -121,7 +122,7 @@ def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
 def quantization_report(report: Mapping[str, Any]) -> str:
     """Return a before/after report as Markdown."""
     scores = [
-        [name, interval(report["before"][name]), interval(report["after"][name]), interval(drop)]
+        [escape(name), interval(report["before"][name]), interval(report["after"][name]), interval(drop)]
         for name, drop in report["drop"].items()
     ]
     size = report["size_bytes"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,8 @@ def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], targe
 
 
 def _plain(label: str) -> str:
-    """Keep a label from being read as a formula, and from being endless."""
+    """Keep a label from being read as a formula, from being endless, and from moving the text around it."""
+    label = "".join(character if character.isprintable() else " " for character in label)
     return (label if len(label) <= 30 else label[:29] + "…").replace("$", r"\$")
 
 
@@ -73,7 +75,9 @@ def _save(figure: Figure, target: Path) -> None:
     """Write the picture atomically, without a date in it, so that equal runs give equal files."""
     buffer = io.BytesIO()
     metadata: dict[str, Any] = {"Software": None}
-    figure.savefig(buffer, format="png", dpi=120, metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks
+        figure.savefig(buffer, format="png", dpi=120, metadata=metadata)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.write_bytes(buffer.getvalue())

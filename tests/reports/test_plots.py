@@ -1,0 +1,149 @@
+"""Pictures are written whole, are PNG, come out equal for equal input, and take every label."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.reports.plots import MAX_LABELS_WITH_NUMBERS, plot_confusion, plot_loss_curve
+
+LOG: list[dict[str, Any]] = [
+    *({"step": n, "epoch": 0, "loss": 2.0 / n, "learning_rate": 0.1} for n in range(1, 9)),
+    {"step": 4, "epoch": 0, "validation": {"loss": 0.7, "accuracy": 0.5}, "best": True},
+    {"step": 8, "epoch": 1, "validation": {"loss": 0.9, "accuracy": 0.6}, "best": False},
+    {"step": 8, "restored_step": 4, "because": "all epochs done"},
+]
+
+
+def write_log(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    path = folder / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def chunks_of(content: bytes) -> list[tuple[bytes, bytes]]:
+    """The chunks of a PNG, each with its checksum checked (https://www.w3.org/TR/png-3/#5Chunk-layout)."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, position = [], 8
+    while position < len(content):
+        (length,) = struct.unpack(">I", content[position : position + 4])
+        name, data = content[position + 4 : position + 8], content[position + 8 : position + 8 + length]
+        (checksum,) = struct.unpack(">I", content[position + 8 + length : position + 12 + length])
+        assert checksum == zlib.crc32(name + data)
+        chunks.append((name, data))
+        position += 12 + length
+    assert (chunks[0][0], chunks[-1]) == (b"IHDR", (b"IEND", b""))
+    return chunks
+
+
+def darkness(content: bytes) -> int:
+    """How much of a picture is not white."""
+    import matplotlib.image
+
+    return int((matplotlib.image.imread(io.BytesIO(content))[..., :3] < 0.9).any(axis=-1).sum())
+
+
+def draw(folder: Path, kind: str) -> bytes:
+    target = folder / "reports" / f"{kind}.png"
+    if kind == "loss":
+        plot_loss_curve(write_log(folder, LOG), target)
+    else:
+        plot_confusion(["a", "b", "c"], [[5, 0, 1], [0, 0, 0], [2, 1, 30]], target)
+    return target.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["loss", "confusion"])
+def test_a_picture_is_a_valid_png_with_nothing_left_beside_it(tmp_path: Path, kind: str) -> None:
+    content = draw(tmp_path, kind)
+    assert darkness(content) > 1000
+    assert not {name for name, _ in chunks_of(content)} & {b"tIME", b"tEXt", b"iTXt", b"zTXt"}  # no date, no version
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == [f"{kind}.png"]
+
+
+@pytest.mark.parametrize("kind", ["loss", "confusion"])
+def test_a_picture_that_is_drawn_again_has_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    assert draw(tmp_path, kind) == draw(tmp_path, kind)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{**line, "step": line["step"] + 1} for line in LOG],
+        LOG[:8] + LOG[-1:],
+        LOG[8:],
+        LOG[:-1],
+        [*LOG[:-1], {**LOG[-1], "restored_step": 8}],
+    ],
+    ids=["other-steps", "no-validation", "no-training", "not-restored", "restored-elsewhere"],
+)
+def test_the_loss_curve_shows_training_validation_and_the_restored_step(
+    tmp_path: Path, lines: list[dict[str, Any]]
+) -> None:
+    usual = draw(tmp_path, "loss")
+    target = tmp_path / "other.png"
+    plot_loss_curve(write_log(tmp_path, lines), target)
+    chunks_of(target.read_bytes())
+    assert target.read_bytes() != usual
+
+
+def test_the_confusion_matrix_is_coloured_by_the_share_of_the_true_label(tmp_path: Path) -> None:
+    few, many = tmp_path / "few.png", tmp_path / "many.png"
+    labels = [f"l{n}" for n in range(MAX_LABELS_WITH_NUMBERS + 1)]  # so many that the counts are not written
+    diagonal = [[3 if i == j else 0 for j in range(len(labels))] for i in range(len(labels))]
+    plot_confusion(labels, diagonal, few)
+    plot_confusion(labels, [[cell * 100 for cell in row] for row in diagonal], many)
+    assert few.read_bytes() == many.read_bytes()
+
+
+def test_the_counts_are_written_into_the_cells_of_a_small_matrix(tmp_path: Path) -> None:
+    few, many = tmp_path / "few.png", tmp_path / "many.png"
+    plot_confusion(["a", "b"], [[3, 0], [0, 3]], few)
+    plot_confusion(["a", "b"], [[300, 0], [0, 300]], many)
+    assert few.read_bytes() != many.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["$", "$5", "$x^2$", r"$\frac{1}$", r"\$", r"$\$", "a_b^c{", "%", "<b>", "two\nlines", "x" * 500],
+    ids=["dollar", "price", "formula", "bad-formula", "escaped", "mixed", "braces", "percent", "tag", "lines", "long"],
+)
+def test_any_label_can_be_drawn(tmp_path: Path, label: str) -> None:
+    plot_confusion([label, "b"], [[1, 0], [0, 1]], tmp_path / "c.png")
+    assert darkness((tmp_path / "c.png").read_bytes()) > 1000
+
+
+@pytest.mark.parametrize(
+    "label", ["退款", "עברית", "👋", "a\x00b\x07", " "], ids=["cjk", "hebrew", "emoji", "nul", "blank"]
+)
+def test_a_label_that_the_font_does_not_have_is_drawn_without_warnings(tmp_path: Path, label: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_confusion([label, "b"], [[1, 0], [0, 1]], tmp_path / "c.png")
+    chunks_of((tmp_path / "c.png").read_bytes())
+
+
+def test_a_dollar_is_no_formula(tmp_path: Path) -> None:
+    """`$x$` as a formula has no dollars and is narrower than as text."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    from finetune.reports.plots import _plain
+
+    def width(text: str) -> float:
+        return float(TextPath((0, 0), text, prop=FontProperties(size=9)).get_extents().width)
+
+    assert width(_plain("$x$")) > 1.5 * width("$x$")
+
+
+def test_a_matrix_of_many_labels_stays_within_bounds(tmp_path: Path) -> None:
+    labels = [f"label number {n}" for n in range(80)]
+    plot_confusion(labels, [[int(i == j) for j in range(80)] for i in range(80)], tmp_path / "c.png")
+    width, height = struct.unpack(">II", chunks_of((tmp_path / "c.png").read_bytes())[0][1][:8])
+    assert max(width, height) < 2500
