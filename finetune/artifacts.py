@@ -76,8 +76,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 
 def as_os_error(error: Exception, path: Path) -> OSError:
     """Return the OSError that a library wrapped in an exception of its own, by the number in its text."""
-    for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        if f"os error {number}" in str(error) or os.strerror(number) in str(error):
+    for number in (errno.ENOENT, errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if f"os error {number})" in str(error) or os.strerror(number) in str(error):
             return OSError(number, os.strerror(number), str(path))
     return OSError(errno.EIO, str(error), str(path))
 
@@ -198,6 +198,9 @@ class FeatureTable(Sequence[dict[str, Any]]):
         return int(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
+        if not -self._rows <= index < self._rows:
+            raise IndexError(index)
+        index %= self._rows
         row: dict[str, Any] = {
             name: values[offsets[index] : offsets[index + 1]].tolist()
             for name, (offsets, values) in self._lists.items()

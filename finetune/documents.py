@@ -18,6 +18,8 @@ Keys = tuple[str | int, ...]
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+MAX_VALUES = 100_000
+MAX_DIGITS = 300
 # The settings whose values name files or folders: they resolve against the folder of the file that wrote them.
 PATH_SETTINGS: tuple[tuple[str, str], ...] = (("data", "source"), ("model", "id"))
 
@@ -138,14 +140,21 @@ class _NodeReader:
         self.problems: list[Problem] = []
         self._anchored: set[int] = set()
         self._open_anchors = 0
+        self._values = 0
 
-    def read(self, node: Node, keys: Keys) -> Any:
-        """Return the node's value and remember its line."""
-        where = f"{self.name}:{node.start_mark.line + 1}"
+    def read(self, node: Node, keys: Keys, line: int | None = None) -> Any:
+        """Return the node's value and remember its line; an alias stands on the `line` of its key."""
+        is_alias = self._is_alias(node)
+        where = f"{self.name}:{(line if line is not None and is_alias else node.start_mark.line) + 1}"
         self.origins[keys] = where
+        self._values += 1
+        if self._values > MAX_VALUES:
+            if self._values == MAX_VALUES + 1:
+                self._refuse(where, keys, f"more than {MAX_VALUES} values; aliases count as often as they are used")
+            return None
         if len(keys) > MAX_DEPTH:
             return self._refuse(where, keys, f"nested deeper than {MAX_DEPTH} levels")
-        if self._is_alias(node):
+        if is_alias:
             if self._open_anchors:  # an alias inside an anchor is how a few lines grow to gigabytes
                 return self._refuse(where, keys, "an alias inside an anchored value is not allowed")
             return self._content(node, keys, where)
@@ -170,9 +179,12 @@ class _NodeReader:
         if self._has_written_tag(node, tag):
             return self._refuse(where, keys, f"tags such as {tag} are not allowed in a recipe")
         if isinstance(node, ScalarNode):
+            if not node.style and len(node.value) > MAX_DIGITS and _INTEGER.fullmatch(node.value):
+                return self._refuse(where, keys, f"a number of more than {MAX_DIGITS} digits")
             return str(node.value) if node.style else plain_scalar(node.value)
         if isinstance(node, SequenceNode):
-            return [self.read(child, (*keys, index)) for index, child in enumerate(node.value)]
+            line = node.start_mark.line
+            return [self.read(child, (*keys, index), line) for index, child in enumerate(node.value)]
         assert isinstance(node, MappingNode)
         return self._mapping(node, keys)
 
@@ -192,7 +204,7 @@ class _NodeReader:
             elif key == "<<" and not key_node.style:
                 self._refuse(where, keys, "merge keys (<<) are not YAML 1.2; use `extends`")
             else:
-                values[key] = self.read(value_node, (*keys, key))
+                values[key] = self.read(value_node, (*keys, key), key_node.start_mark.line)
                 self.origins[(*keys, key)] = where
         return values
 
@@ -257,18 +269,21 @@ def override(document: Document, assignments: list[str]) -> Document:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = tuple(path.strip().split("."))
+        if keys[0] == "gates" and len(keys) > 1:  # the names of gates have dots of their own
+            keys = ("gates", ".".join(keys[1:]))
         where = f"--set {assignment}"
         if not equals or not all(keys):
             problems.append(Problem(where, "", "expected section.key=value"))
             continue
-        value: Any = parse_value(text, where)
+        value: Any = text.strip().strip("'\"") if keys[0] == "gates" and len(keys) > 1 else parse_value(text, where)
         for key in reversed(keys):
             value = {key: value}
         _resolve_paths(value, Path.cwd())
         origins: dict[Keys, str] = {keys[:length]: where for length in range(1, len(keys) + 1)}
         merged = merge(document, Document(value, origins))
         # A section that was there before keeps its own line; only what was set is new.
-        document = Document(merged.values, {**origins, **document.origins, keys: where})
+        older = {path: place for path, place in document.origins.items() if path[: len(keys)] != keys}
+        document = Document(merged.values, {**origins, **older})
     if problems:
         raise RecipeError(problems)
     return document

@@ -25,6 +25,7 @@ from finetune.data.sources import read
 from finetune.data.splitting import SPLITS
 from finetune.errors import FinetuneError
 from finetune.evaluation.baselines import LabelledTexts
+from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.statistics import LEVEL, RESAMPLES, bootstrap, confusion_matrix, paired_bootstrap, per_label
 from finetune.fingerprints import report_inputs
@@ -122,16 +123,6 @@ def metric_names(recipe: Recipe, run: Run) -> list[str]:
     names = list(recipe.metrics or spec.metrics)
     names += [gate.keys[0] for gate in recipe.gates if gate.keys[0] not in {"agreement", "size_ratio"}]
     return list(dict.fromkeys(names))
-
-
-def check_code(names: Sequence[str], *, allow_code: bool) -> None:
-    """Raise FinetuneError if a metric would run code that nobody on this command line allowed."""
-    for name in names:
-        if registry.metrics.get(name).attributes.get("needs_code") and not allow_code:
-            raise FinetuneError(
-                f"metrics: {name} runs code from outside this package. If you trust it, add --allow-code to the "
-                "command; no recipe can switch this on."
-            )
 
 
 def own_data(run: Run) -> PreparedData | None:

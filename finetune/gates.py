@@ -36,5 +36,7 @@ def require(checked: Iterable[Mapping[str, Any]]) -> None:
     """Raise GateFailed if a gate does not hold."""
     failed = [gate for gate in checked if not gate["holds"]]
     if failed:
-        lines = [f"  {gate['gate']}: found {gate['value']:.4f}, {-gate['margin']:.4f} short of it" for gate in failed]
+        lines = [
+            f"  {gate['gate']}: found {gate['value']:.4f}, {abs(gate['margin']):.4f} short of it" for gate in failed
+        ]
         raise GateFailed("\n".join([f"{len(failed)} quality gate{'s' * (len(failed) > 1)} failed:", *lines]))

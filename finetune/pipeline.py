@@ -12,7 +12,8 @@ from finetune import evaluate as evaluation
 from finetune import quantize as quantization
 from finetune.artifacts import QUANTIZATION_REPORT, PreparedData, Run, has_manifest, locked, partial_folder
 from finetune.errors import FinetuneError
-from finetune.evaluate import check_code, evaluate, metric_names, own_data, read_report, report_name
+from finetune.evaluate import evaluate, metric_names, own_data, read_report, report_name
+from finetune.evaluation.metrics import check_code
 from finetune.fingerprints import differences, matches, quantized_inputs, report_inputs, run_inputs, tokens_inputs
 from finetune.prepare import prepare
 from finetune.progress import Progress, Silent
@@ -76,6 +77,7 @@ class Job:
 
     def run(self, *, asked: bool = False) -> Run:
         """Return the trained run, made now if need be, on data that is made if need be."""
+        check_code([self.recipe.train.early_stopping.metric], allow_code=self.runtime.allow_code)
         data = self.data()
         folder = self.root / "run"
         inputs = run_inputs(self.recipe, data.fingerprint, allow_code=self.runtime.allow_code)
@@ -171,8 +173,12 @@ class Job:
                 pass
         if not has_manifest(folder):
             return False
-        kind = PreparedData(folder) if stage == "prepare" else Run(folder)
-        manifest = kind.manifest
+        try:
+            manifest = (PreparedData(folder) if stage == "prepare" else Run(folder)).manifest
+        except FinetuneError as error:
+            if self.rebuild_stale or (asked and self.force):
+                return False
+            raise FinetuneError(f"{error}. Add --force to replace it.") from None
         if matches(manifest, inputs):
             return not (asked and self.force)
         if asked or self.rebuild_stale:

@@ -20,7 +20,8 @@ from finetune.artifacts import (
     write_text,
 )
 from finetune.errors import FinetuneError
-from finetune.evaluate import check_code, metric_names, own_data
+from finetune.evaluate import metric_names, own_data
+from finetune.evaluation.metrics import check_code
 from finetune.evaluation.statistics import bootstrap, paired_bootstrap
 from finetune.fingerprints import quantized_inputs
 from finetune.gates import check_gates

@@ -51,6 +51,14 @@ class _BadOptions(ValueError):
         self.error, self.options = error, options
 
 
+class _Problems(ValueError):
+    """Several things are wrong below one setting; each with the keys that lead to it from there."""
+
+    def __init__(self, problems: Sequence[tuple[Keys, str]]) -> None:
+        super().__init__("; ".join(message for _, message in problems))
+        self.problems = problems
+
+
 def _part_of(parts: registry.Registry) -> BeforeValidator:
     def check(value: object) -> Part:
         if isinstance(value, Part):
@@ -240,7 +248,15 @@ def _gates(value: object) -> tuple[Gate, ...]:
         return value
     if not isinstance(value, dict):
         raise ValueError(f'expected a mapping such as `accuracy: ">= 0.85"`, found {value!r}')
-    return tuple(_gate(path, text) for path, text in value.items())
+    gates, problems = [], []
+    for path, text in value.items():
+        try:
+            gates.append(_gate(path, text))
+        except ValueError as error:
+            problems.append(((path,), str(error)))
+    if problems:
+        raise _Problems(problems)
+    return tuple(gates)
 
 
 def _gate(path: str, text: object) -> Gate:
@@ -250,7 +266,7 @@ def _gate(path: str, text: object) -> Gate:
     except ValueError:
         bound = math.nan
     if match is None or math.isnan(bound):
-        raise ValueError(f'{path}: expected a comparison such as ">= 0.85", found {text!r}')
+        raise ValueError(f'expected a comparison such as ">= 0.85", found {text!r}')
     gate = Gate(path=path, comparison=match[1], bound=bound)
     _check_gate(gate)
     return gate
@@ -266,7 +282,7 @@ def _check_gate(gate: Gate) -> None:
             raise FinetuneError("a drop is between two models, so it belongs to quantized.METRIC.drop")
     except FinetuneError as error:
         raise ValueError(
-            f"{gate.path}: expected METRIC, METRIC.low, METRIC.high, quantized.METRIC, quantized.METRIC.drop, "
+            f"expected METRIC, METRIC.low, METRIC.high, quantized.METRIC, quantized.METRIC.drop, "
             f"quantized.agreement or quantized.size_ratio; {error}"
         ) from None
 
@@ -284,6 +300,25 @@ class Recipe(Section):
     metrics: Many[Metric] = ()
     quantize: Backend | None = None
     gates: Annotated[tuple[Gate, ...], BeforeValidator(_gates)] = ()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Recipe:
+        problems: list[tuple[Keys, str]] = []
+        known = registry.tasks.get(self.task.name).target.columns  # type: ignore[attr-defined]
+        for role in self.data.columns:
+            if role not in known:
+                message = f"unknown role of {self.task.name}{suggestion(role, known)}"
+                problems.append((("data", "columns", role), message))
+        if self.quantize is None:
+            for gate in self.gates:
+                if gate.quantized:
+                    message = (
+                        "a gate on the quantized model, but the recipe has no `quantize: NAME`; nothing would check it"
+                    )
+                    problems.append((("gates", gate.path), message))
+        if problems:
+            raise _Problems(problems)
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain values, every default written out, in the form that `load_recipe` reads."""
@@ -310,8 +345,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple) and value and all(isinstance(item, Gate) for item in value):
         return {gate.path: f"{gate.comparison} {gate.bound!r}" for gate in value}
     if isinstance(value, BaseModel):
-        plain = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
-        return {name: item for name, item in plain.items() if item is not None and not (name == "gates" and not item)}
+        fields = type(value).model_fields
+        plain = {name: _plain(getattr(value, name)) for name in fields}
+        # what says nothing is left out: null where null is the default, and no gates
+        return {
+            name: item
+            for name, item in plain.items()
+            if not (item is None and fields[name].default is None) and not (name == "gates" and not item)
+        }
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
@@ -326,7 +367,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, check_inputs: bool
     try:
         return Recipe.model_validate(document.values, context={"check_inputs": check_inputs})
     except ValidationError as error:
-        raise RecipeError(list(_problems(error, document, Recipe, ()))) from None
+        raise RecipeError(sorted(_problems(error, document, Recipe, ()), key=_place)) from None
+
+
+def _place(problem: Problem) -> tuple[str, int]:
+    """Return file and line, to list problems in the order in which a reader meets them."""
+    file, _, line = problem.where.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (problem.where, 0)
 
 
 def _problems(error: ValidationError, document: Document, model: type[BaseModel], prefix: Keys) -> Iterator[Problem]:
@@ -335,6 +382,10 @@ def _problems(error: ValidationError, document: Document, model: type[BaseModel]
         nested = details.get("ctx", {}).get("error")
         if isinstance(nested, _BadOptions):
             yield from _problems(nested.error, document, nested.options, keys)
+            continue
+        if isinstance(nested, _Problems):
+            for inner, message in nested.problems:
+                yield Problem(document.origin((*keys, *inner)), dotted((*keys, *inner)), message)
             continue
         known = _known_fields(model, details["loc"])
         yield Problem(document.origin(keys), dotted(keys), _explain(details, known, nested))
@@ -361,5 +412,9 @@ def _explain(details: Any, known: Sequence[str], nested: object) -> str:
         return str(nested)
     if kind in {"model_type", "model_attributes_type", "dict_type"}:
         return f"expected a mapping of settings, found {found!r}"
+    if kind == "tuple_type":
+        return f"expected a list, found {found!r}"
+    if kind == "string_pattern_mismatch":
+        return f"expected text of the form {details['ctx']['pattern']}, found {found!r}"
     expected = re.sub(r"^Input should be ", "expected ", details["msg"])
     return f"{expected}, found {found!r}"

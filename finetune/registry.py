@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -32,10 +32,13 @@ class Entry:
     target: Callable[..., Any]
     options: type[Options]
     attributes: Mapping[str, Any]
+    arguments: tuple[str, ...] = ()
 
     def build(self, options: Mapping[str, Any]) -> Any:
         """Return the class's instance, or the function with its options filled in."""
-        return self.target(**options) if inspect.isclass(self.target) else functools.partial(self.target, **options)
+        make = self.target if inspect.isclass(self.target) else functools.partial
+        first = () if inspect.isclass(self.target) else (self.target,)
+        return make(*first, *self.arguments, **options)
 
 
 class Registry:
@@ -72,8 +75,9 @@ class Registry:
         prefix, colon, argument = name.partition(":")
         if colon and argument and prefix + colon in self._entries:
             entry = self._entries[prefix + colon]
-            target = functools.partial(entry.target, argument)
-            return Entry(name, target, entry.options, entry.attributes)
+            return replace(entry, name=name, arguments=(argument,))
+        if colon and name in self._entries:
+            raise FinetuneError(f"{self.kind} {name!r}: expected something behind the colon, such as {name}NAME")
         if name not in self._entries or colon:
             raise FinetuneError(f"unknown {self.kind} {name!r}{suggestion(name, self._entries)}")
         return self._entries[name]

@@ -21,6 +21,7 @@ from finetune.artifacts import (
     write_text,
 )
 from finetune.errors import FinetuneError
+from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.statistics import point
 from finetune.fingerprints import differences, run_inputs
@@ -63,6 +64,7 @@ def train(
     unfinished run that is there belongs to another recipe.
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
+    check_code([recipe.train.early_stopping.metric], allow_code=runtime.allow_code)
     with locked(folder):
         inputs = run_inputs(recipe, data.fingerprint, allow_code=runtime.allow_code)
         growing = _open_growing(folder, inputs, resume=resume, force=force)

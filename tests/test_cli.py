@@ -172,7 +172,8 @@ def test_a_quantized_run_is_evaluated_like_any_other(finished: Path) -> None:
 
 
 def test_eval_scores_new_rows_through_the_runs_own_preparation(finished: Path) -> None:
-    rows = make_rows()[:4] + [
+    rows = [
+        *make_rows()[:4],
         {"body": "  a   brand new\tsaw ", "intent": "tool"},
         {"body": "something else", "intent": "nonsense"},
         {"intent": "tool"},
@@ -251,9 +252,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     folder = tmp_path_factory.mktemp("long")
     write_jsonl(folder / "rows.jsonl", make_rows())
     recipe = {
-        "name": "long", "task": "text-classification", "data": {"source": "rows.jsonl", "columns": {"text": "body", "label": "intent"}},
-        "model": {"id": str(tiny_model), "max_length": 32}, "train": {**LONG, "batch_size": 8, "learning_rate": 5e-3, "threads": 1},
-    }  # fmt: skip
+        "name": "long",
+        "task": "text-classification",
+        "data": {"source": "rows.jsonl", "columns": {"text": "body", "label": "intent"}},
+        "model": {"id": str(tiny_model), "max_length": 32},
+        "train": {**LONG, "batch_size": 8, "learning_rate": 5e-3, "threads": 1},
+    }
     (folder / "long.yaml").write_text(json.dumps(recipe))
     finetune("run", "long.yaml", "--output", "whole", cwd=folder)
     return folder, json.loads((folder / "whole/run/reports/test.json").read_text())
@@ -378,7 +382,7 @@ gates: {{acuracy: ">= 0.9"}}
         "bad.yaml:5: data.clean[1].keep_link: unknown setting, did you mean keep_links?",
         "bad.yaml:8: train.learning_rte: unknown setting, did you mean learning_rate?",
         "bad.yaml:9: train.epochs: expected a valid integer, found 'five'",
-        "bad.yaml:10: gates: acuracy: ",
+        "bad.yaml:10: gates.acuracy: expected METRIC",
         "bad.yaml:6: model.id: expected a model's folder, found nothing at ",
     ):
         assert any(line.strip().startswith(expected) for line in lines), (expected, lines)

@@ -320,7 +320,7 @@ def test_a_recipe_chooses_the_metrics_and_its_gates_add_theirs(trained: Run, tmp
         "quantized.recall-macro.drop": "<= 0.01",
         "quantized.agreement": ">= 0.9",
     }
-    recipe = recipe_with(trained, metrics=["f1-micro"], gates=gates)
+    recipe = recipe_with(trained, metrics=["f1-micro"], gates=gates, quantize="onnx-int8")
     report = evaluate(trained, recipe=recipe, folder=tmp_path, runtime=CPU)
     assert list(report["metrics"]) == ["f1-micro", "log-loss", "accuracy", "recall-macro"]
     log_loss = report["metrics"]["log-loss"]["value"]

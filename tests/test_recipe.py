@@ -148,8 +148,8 @@ def test_every_part_in_a_list_is_checked(problems: Problems) -> None:
 
 def test_what_is_required_and_missing_is_said(problems: Problems) -> None:
     assert problems(base="name: x\ntask: text-classification\ndata: {clean: []}\n") == [
-        "recipe.yaml:3: data.source: expected a value, found nothing; this setting is required",
         "recipe.yaml:1: model: expected a value, found nothing; this setting is required",
+        "recipe.yaml:3: data.source: expected a value, found nothing; this setting is required",
     ]
 
 

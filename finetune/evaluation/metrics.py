@@ -7,7 +7,7 @@ thousands of resamples at once instead of calling scikit-learn for each. Tests h
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,16 @@ def averaged_scores(kind: str, average: str, confusions: NDArray[Any]) -> NDArra
 def accuracies(confusions: NDArray[Any]) -> NDArray[Any]:
     """Return the share of rows on the diagonal, shape (...)."""
     return averaged_scores("recall", "micro", confusions)
+
+
+def check_code(names: Iterable[str], *, allow_code: bool) -> None:
+    """Raise FinetuneError if a metric would run code that nobody on this command line allowed."""
+    for name in names:
+        if name != "loss" and metrics.get(name).attributes.get("needs_code") and not allow_code:
+            raise FinetuneError(
+                f"metrics: {name} runs code from outside this package. If you trust it, add --allow-code to the "
+                "command; no recipe can switch this on."
+            )
 
 
 @metrics.register("accuracy", higher_is_better=True, from_confusions=accuracies)

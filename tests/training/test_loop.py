@@ -134,8 +134,10 @@ def test_stopping_in_the_middle_of_an_epoch_and_going_on_takes_the_same_steps(ti
     parts = make_learner(tiny_model)
     lengths = [len(row["input_ids"]) for row in features]
     generator = optimizer_steps(
-        parts, features, lambda epoch: step_groups(lengths, batch_size=8, accumulation=1, seed=5, epoch=epoch),
-        learning_rate=1e-3, schedule=lambda step, total: 1 - step / total, total_steps=7, max_gradient_norm=None, seed=5,
+        parts, features,
+        lambda epoch: step_groups(lengths, batch_size=8, accumulation=1, seed=5, epoch=epoch),
+        learning_rate=1e-3, schedule=lambda step, total: 1 - step / total, total_steps=7,
+        max_gradient_norm=None, seed=5,
     )  # fmt: skip
     first = [next(generator) for _ in range(3)]
     generator.close()
@@ -156,8 +158,10 @@ def test_evaluating_between_steps_changes_no_later_loss(tiny_model: Path) -> Non
     lengths = [len(row["input_ids"]) for row in features]
     losses = []
     for step in optimizer_steps(
-        learner, features, lambda epoch: step_groups(lengths, batch_size=8, accumulation=1, seed=5, epoch=epoch),
-        learning_rate=1e-3, schedule=lambda step, total: 1 - step / total, total_steps=6, max_gradient_norm=None, seed=5,
+        learner, features,
+        lambda epoch: step_groups(lengths, batch_size=8, accumulation=1, seed=5, epoch=epoch),
+        learning_rate=1e-3, schedule=lambda step, total: 1 - step / total, total_steps=6,
+        max_gradient_norm=None, seed=5,
     ):  # fmt: skip
         losses.append(step.loss)
         run_model(learner.model, learner.task, learner.tokenizer, features, 5, torch.device("cpu"))
