@@ -47,7 +47,7 @@ def train_with_trainer(run: Run, data: PreparedData, folder: Path, seed: int) ->
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_ratio=0.1,
+        warmup_steps=0.1,  # below 1 it is a ratio
         weight_decay=0.01,
         max_grad_norm=1.0,
         train_sampling_strategy="group_by_length",
@@ -136,8 +136,8 @@ def main() -> None:
     trainer = sum(one["trainer"] for one in found) / len(found)
     text = [
         f"{machine()}. {found[0]['rows']} test rows a seed; accuracy, in brackets 95 % bootstrap intervals, paired "
-        "where two models are compared. Trainer has the same rows, frozen layers, schedule and budget, grouped batches, "
-        "and keeps its best epoch.",
+        "where two models are compared. Trainer has the same rows, frozen layers, schedule and budget, grouped "
+        "batches, and keeps its best epoch.",
         table(HEADER, rows),
         f"Means: finetune {mean['ours']:.4f}, Trainer {trainer:.4f}, TF-IDF {mean['tfidf']:.4f}; "
         f"int8's drop {mean['drop']:+.4f}.",

@@ -2,7 +2,8 @@
 
     python benchmarks/quickstart.py [--repeats 3]
 
-Run it with nothing else running. Times are the machine's; the ratios, measured in turns in one run, are what to compare.
+Run it with nothing else running. Times are the machine's; the ratios, measured in turns in one run, are what
+to compare.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def training_speed(work: Path, repeats: int) -> str:
     from finetune.training.batching import step_groups, total_steps
     from finetune.training.loop import Learner, optimizer_steps
     from finetune.training.optimizers import adamw
+    from finetune.training.schedules import constant
 
     recipe = load_recipe(RECIPE)
     folder, data = find_model(recipe.model), PreparedData(work / "quickstart" / "data")
@@ -77,7 +79,7 @@ def training_speed(work: Path, repeats: int) -> str:
         yield_ready = optimizer_steps(
             learner, split.features,
             lambda epoch: step_groups(lengths, batch_size=size, accumulation=1, seed=1, epoch=epoch),
-            learning_rate=1e-5, schedule=lambda step, total: 1.0, total_steps=steps, max_gradient_norm=1.0, seed=1,
+            learning_rate=1e-5, schedule=constant, total_steps=steps, max_gradient_norm=1.0, seed=1,
         )  # fmt: skip
         timed(lambda: list(yield_ready), "finetune")
 

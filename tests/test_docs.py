@@ -1,0 +1,113 @@
+"""What the documentation says is true: its commands parse, its files exist, its recipes load."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from finetune.cli import app
+from finetune.documents import compose
+from finetune.recipe import Recipe, load_recipe
+from tests.conftest import ROOT
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "recipes/quickstart.yaml", "benchmarks/banking77.yaml"]
+
+
+def commands_in(path: Path) -> list[str]:
+    """Return the lines of a document that start, behind comment signs and such, with our command."""
+    lines = [re.sub(r"^(\s|#|- run: )*", "", line) for line in path.read_text().splitlines()]
+    found = [line.removeprefix(".venv/bin/") for line in lines]
+    return [re.split(r" > |  +", line)[0] for line in found if re.match(r"finetune [a-z]+ [^|]*$", line)]
+
+
+COMMANDS = [
+    (document, command)
+    for document in DOCUMENTS
+    for command in commands_in(ROOT / document)
+    if "finetune --" not in command
+]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize(("document", "command"), COMMANDS)
+def test_every_documented_command_parses(document: str, command: str) -> None:
+    _, name, *arguments = shlex.split(command)
+    group = typer.main.get_command(app)
+    subcommand = group.commands[name]  # type: ignore[attr-defined]
+    subcommand.make_context(name, arguments)
+    for argument in arguments:
+        if (
+            argument.startswith(("recipes/", "data/"))
+            and "tickets.yaml" not in argument
+            and "this-week" not in argument
+        ):
+            assert (ROOT / argument).exists(), f"{document}: {argument}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_that_is_named_exists(document: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)\b", (ROOT / document).read_text())) - {"demo creates"}
+    assert named <= targets
+    assert {"demo", "test", "venv", "check", "format", "help"} <= targets
+
+
+def test_every_link_in_the_readme_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_file_of_the_file_tree_exists_and_none_is_missing() -> None:
+    tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    named = set(re.findall(r"\b([a-z]+\.py)\b", tree))
+    there = {path.name for path in (ROOT / "finetune").glob("*.py") if not path.name.startswith("__")}
+    assert named | {"errors.py", "progress.py"} == there | {"errors.py", "progress.py"}
+    rooms = {path.parent.name for path in (ROOT / "finetune").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^  ([a-z]+)/ ", tree, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("recipes/*.yaml"), *ROOT.glob("benchmarks/*.yaml")]), ids=lambda p: p.name
+)
+def test_every_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert Path(recipe.data.source).is_absolute()
+    if path.parent.name == "recipes":
+        head = path.read_text().splitlines()
+        assert head[0] == f"# finetune run recipes/{path.name}"
+        assert any("expected: " in line for line in head[:5])
+        assert recipe.name == path.stem
+        load_recipe(path, check_inputs=True)
+
+
+def test_the_recipe_in_the_readme_is_valid() -> None:
+    text = (ROOT / "README.md").read_text().split("## A recipe")[1].split("```yaml\n")[1].split("```")[0]
+    assert compose(text, "README.md") is not None
+    from finetune.documents import _NodeReader
+
+    node = compose(text, "README.md")
+    assert node is not None
+    recipe = Recipe.model_validate(_NodeReader("README.md").read(node, ()))
+    assert [gate.path for gate in recipe.gates] == ["accuracy", "quantized.accuracy.drop.high"]
+    assert recipe.quantize is not None
+
+
+def test_constraints_pin_every_dependency_and_no_file_names_an_index() -> None:
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    project = (ROOT / "pyproject.toml").read_text()
+    declared = re.findall(r'"([A-Za-z0-9.-]+)>=', project)
+    assert {name.lower().replace("-", "_") for name in declared} - {"setuptools"} <= {
+        p.replace("-", "_") for p in pinned
+    }
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
+    for name in ("constraints.txt", "requirements-demo.txt", "Makefile", "pyproject.toml", "README.md"):
+        assert not re.search(r"index-url|find-links|pypi\.org|download\.pytorch", (ROOT / name).read_text()), name
