@@ -172,6 +172,8 @@ def prepare(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     force: ForceOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Clean, split and tokenize the rows, with a report on every row that was dropped or cut.
@@ -180,7 +182,7 @@ def prepare(
     finetune prepare recipes/quickstart.yaml
     finetune prepare recipes/quickstart.yaml --set data.source=data/messy.jsonl --output /tmp/messy --json
     """
-    job = _job(recipe, overrides, output, _flags(None, None, allow_code), quiet, verbose, force)
+    job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     data = job.data(asked=True)
     if as_json:
         _print_json({**data.report, "folder": str(data.folder)})
@@ -263,6 +265,7 @@ def quantize(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     force: ForceOption = False,
+    device: DeviceOption = None,
     threads: ThreadsOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
@@ -272,7 +275,7 @@ def quantize(
     finetune quantize recipes/quickstart.yaml
     finetune quantize outputs/quickstart/run --set quantize=onnx-int8
     """
-    job, run, _ = _target(target, overrides, output, _flags(None, threads, allow_code), quiet, verbose, force)
+    job, run, _ = _target(target, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     job.require_backend()
     quantized, report = job.quantized(run or job.run())
     if as_json:

@@ -60,10 +60,10 @@ def evaluation_report(report: Mapping[str, Any], pictures: Mapping[str, str]) ->
 
 
 def _gains(gains: Mapping[str, Mapping[str, Any]]) -> str:
-    names = list(next(iter(gains.values())))
-    rows = [[baseline, *(interval(scores[name]) for name in names)] for baseline, scores in gains.items()]
+    metrics = next(iter(gains.values()))
+    rows = [[escape(name), *(interval(scores[name]) for scores in gains.values())] for name in metrics]
     return "The model's gain over each baseline on the same rows (paired bootstrap; positive is better).\n\n" + table(
-        ["baseline", *map(escape, names)], rows
+        ["metric", *(f"over {baseline}" for baseline in gains)], rows
     )
 
 

@@ -230,7 +230,8 @@ def test_an_evaluation_holds_its_numbers() -> None:
     number = "0.500 (0.250 to 0.750)"
     assert "3 rows, task text-classification. In brackets: 95% bootstrap intervals (1000 resamples of rows)." in report
     assert f"| accuracy | {number} | {number} | {number} |" in report
-    assert f"| tfidf-logreg | {number} | {number} |" in report
+    assert "| metric | over majority | over tfidf-logreg |" in report
+    assert f"| accuracy | {number} | {number} |\n" in report
     assert f"| plain | 2 | {number} | {number} | {number} |" in report
     assert "- 2 rows were cut to the model's length and lost 31 tokens." in report
     assert r"- Rows that could not be scored: unknown\_label 4, blank\_text 1." in report
