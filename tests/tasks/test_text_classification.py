@@ -1,0 +1,64 @@
+"""Single-label classification against plain torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.models.loading import load_tokenizer
+from finetune.tasks import open_task
+
+LABELS = ["fruit", "tool", "weather"]
+ROWS = [{"text": "the apple", "label": "fruit"}, {"text": "a very big saw with a hammer", "label": "tool"}]
+
+
+def test_rows_become_ids_and_label_indices(tiny_model: Path) -> None:
+    task, _ = open_task("text-classification", {})
+    features, lost = task.encode(ROWS, load_tokenizer(tiny_model), 6, LABELS)
+    assert features["label_id"] == [0, 1]
+    assert [len(ids) for ids in features["input_ids"]] == [4, 6]
+    assert lost == [0, 3]
+
+
+def test_rows_without_labels_can_be_encoded_to_be_predicted(tiny_model: Path) -> None:
+    task, _ = open_task("text-classification", {})
+    features, _ = task.encode([{"text": "rain"}], load_tokenizer(tiny_model), 8, LABELS)
+    assert "label_id" not in features
+
+
+def test_batches_are_padded_masked_and_have_segment_ids_where_the_model_reads_them(tiny_model: Path) -> None:
+    task, _ = open_task("text-classification", {})
+    tokenizer = load_tokenizer(tiny_model)
+    batch = task.collate(
+        [{"input_ids": [2, 5, 3], "label_id": 2}, {"input_ids": [2, 5, 6, 7, 3], "label_id": 0}], tokenizer
+    )
+    assert batch["input_ids"].tolist() == [[2, 5, 3, 0, 0], [2, 5, 6, 7, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["token_type_ids"].eq(0).all()
+    assert batch["labels"].tolist() == [2, 0]
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert set(task.collate([{"input_ids": [2, 3]}], tokenizer)) == {"input_ids", "attention_mask"}
+
+
+def test_the_loss_is_a_sum_with_its_count_in_single_precision() -> None:
+    task, _ = open_task("text-classification", {})
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    targets = torch.tensor([0, 1, 2, 1, 0])
+    total, count = task.loss(SimpleNamespace(logits=logits.bfloat16()), {"labels": targets})
+    expected = torch.nn.functional.cross_entropy(logits.bfloat16().float(), targets)
+    assert total.dtype == torch.float32
+    assert (total / count).item() == pytest.approx(expected.item())
+    assert count.item() == 5
+
+
+def test_decoding_is_a_softmax_that_does_not_overflow() -> None:
+    task, _ = open_task("text-classification", {})
+    logits = np.array([[1e4, 0.0, -1e4], [0.5, 0.25, 0.0]], dtype=np.float32)
+    predictions = task.decode(logits, ROWS, LABELS)
+    assert predictions.targets.tolist() == [0, 1]
+    np.testing.assert_allclose(predictions.probabilities[1], torch.tensor(logits[1]).double().softmax(-1), rtol=1e-9)
+    assert predictions.probabilities[0].tolist() == [1.0, 0.0, 0.0]
