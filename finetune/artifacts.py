@@ -22,6 +22,8 @@ from finetune.recipe import Recipe, load_recipe
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 QUANTIZATION_REPORT = "quantization"
+# What an artifact needs while it grows: checkpoints, and what the growing run is made from
+SCRATCH = ("checkpoints", "inputs.json")
 LIBRARIES = ("finetune-toolkit", "torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "numpy")
 
 
@@ -61,17 +63,29 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically; a full disk is an OSError here as everywhere else."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        with disk_errors(path):
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.replace(path)
-    except SafetensorError as error:
-        raise as_os_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what libraries make of a full disk (safetensors has an exception of its own) into OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = as_os_error(error, path)
+        if found.errno == errno.EIO:  # nothing that the operating system said
+            raise
+        raise found from error
 
 
 def as_os_error(error: Exception, path: Path) -> OSError:
@@ -124,8 +138,9 @@ def building(folder: Path) -> Iterator[Path]:
 def publish(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Complete the artifact that grew in the partial folder and put it in place of the one that was there before."""
     partial = partial_folder(folder)
-    write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, **manifest})
+    write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": _list_files(partial)})
     _swap(folder)
+    _remove_scratch(folder)
 
 
 def _swap(folder: Path) -> None:
@@ -137,19 +152,72 @@ def _swap(folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of the files that must not change: all but logs, reports and scratch."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] not in {"reports", "log.jsonl", "recipe.yaml", "report.md", *SCRATCH}:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name.as_posix()] = {"size_bytes": path.stat().st_size, "sha256": digest}
+    return found
+
+
+def damages(folder: Path, manifest: Mapping[str, Any], *, below: str = "", thorough: bool = False) -> list[str]:
+    """Return the files of an artifact that are missing or changed; `thorough` compares every byte, else the sizes."""
+    found = []
+    for name, expected in manifest.get("files", {}).items():
+        path = folder / name
+        if not name.startswith(below):
+            continue
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != expected["size_bytes"]:
+            found.append(f"{name} has {path.stat().st_size} bytes instead of {expected['size_bytes']}")
+        elif thorough:
+            with path.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+                    found.append(f"{name} has other content")
+    return found
+
+
+def has_scratch(folder: Path) -> bool:
+    """Tell whether a complete artifact still holds what only its making needed."""
+    return any((folder / name).exists() for name in SCRATCH)
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Remove what only the making of an artifact needed: once it is complete, and never before."""
+    for name in SCRATCH:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _finish_interrupted_publish(folder: Path) -> None:
-    """Put right what a kill between two renames, or just before them, left behind."""
+    """Put right what a kill between two renames, or just before or after them, left behind."""
     old = folder.with_name(f"{folder.name}.old")
     if (partial_folder(folder) / MANIFEST).is_file():
         _swap(folder)
     elif old.exists() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+    if has_manifest(folder):
+        _remove_scratch(folder)
 
 
 def has_manifest(folder: Path) -> bool:
     """Tell whether a complete artifact is there."""
     return (folder / MANIFEST).is_file()
+
+
+REQUIRED_KEYS = {
+    "data": ("labels", "roles", "splits", "fingerprint", "inputs"),
+    "run": ("format", "labels", "fingerprint", "inputs", "data_fingerprint"),
+}
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -166,6 +234,8 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise FinetuneError(
             f"{path}: expected {kind} of format {FORMAT_VERSION}, found {found[1]} of format {found[0]}"
         )
+    if missing := [key for key in REQUIRED_KEYS[kind] if key not in manifest]:
+        raise FinetuneError(f"{path}: damaged, lacks {', '.join(missing)}; remove {folder} and make it again")
     return dict(manifest)
 
 
@@ -250,6 +320,8 @@ class PreparedData:
     @cached_property
     def report(self) -> dict[str, Any]:
         """What happened to every row."""
+        if damaged := damages(self.folder, self.manifest, below="report.json", thorough=True):
+            raise FinetuneError(f"{self.folder}: damaged ({'; '.join(damaged)}); prepare again with --force")
         return dict(json.loads((self.folder / "report.json").read_text(encoding="utf-8")))
 
     def split(self, name: str) -> Split:
@@ -259,6 +331,8 @@ class PreparedData:
         known = self.manifest["splits"]
         if name not in known:
             raise FinetuneError(f"--split: expected one of {', '.join(known)}; found {name}")
+        if damaged := damages(self.folder, self.manifest, below=f"{name}.arrow", thorough=True):
+            raise FinetuneError(f"{self.folder}: damaged ({'; '.join(damaged)}); prepare again with --force")
         with pa.memory_map(str(self.folder / f"{name}.arrow")) as source, pa.ipc.open_stream(source) as reader:
             table = reader.read_all()
         roles = self.manifest["roles"]
@@ -314,6 +388,11 @@ class Run:
         """An ordinary Hugging Face folder."""
         return self.folder / "model"
 
+    def check_model(self) -> None:
+        """Raise FinetuneError unless the model's files, its tokenizer's too, are those that were written."""
+        if damaged := damages(self.folder, self.manifest, below="model/", thorough=True):
+            raise FinetuneError(f"{self.folder}: damaged ({'; '.join(damaged)}); make it again with --force")
+
     @property
     def reports(self) -> Path:
         """Where reports about this run are."""
@@ -326,4 +405,4 @@ class Run:
 
     def data_folder(self) -> Path:
         """Where the data that it was trained on is, unless somebody moved one of the two."""
-        return self.folder.parent / "data"
+        return (self.folder / str(self.manifest.get("data_folder", "../data"))).resolve()

@@ -34,9 +34,15 @@ DISK_ADVICE = {
     errno.EROFS: "this file system can only be read. Choose another place with --output",
     errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another place with --output",
     errno.EISDIR: "expected a file, found a folder",
-    errno.ENOENT: "no such file or folder",
+    errno.ENOENT: "no such file or folder. If it belongs to an artifact, add --force to make that again",
     errno.EEXIST: "something else is there already. Choose another place with --output",
 }
+
+
+GOES_ON = (
+    "Finished stages and the last checkpoint are kept; the same command goes on from there, "
+    "or starts the stage again if it had no checkpoint yet."
+)
 
 
 class Application(TyperGroup):
@@ -49,9 +55,9 @@ class Application(TyperGroup):
         except FinetuneError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted. Nothing that was complete is lost; the same command goes on from there.", 130, "")
+            _fail(f"interrupted. {GOES_ON}", 130, "")
         except Terminated:
-            _fail("terminated. Nothing that was complete is lost; the same command goes on from there.", 143, "")
+            _fail(f"terminated. {GOES_ON}", 143, "")
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: no more to say
             sys.exit(128 + signal.SIGPIPE)
@@ -62,6 +68,8 @@ class Application(TyperGroup):
 
 
 def _fail(message: str, code: int, prefix: str = "error: ") -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
     print(f"{prefix}{message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -247,7 +255,11 @@ def evaluate(
     finetune eval recipes/quickstart.yaml --split validation --json
     finetune eval outputs/quickstart/run-onnx-int8 --data data/messy.jsonl
     """
+    if data is not None and split != "test":
+        raise FinetuneError("eval: expected --split or --data, found both")
     job, run, folder = _target(target, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
+    if data is None and split == "test":
+        job.require_test_split()
     report = job.report(run or job.run(), split=split, source=data, folder=folder)
     if as_json:
         _print_json(report)
@@ -277,6 +289,7 @@ def quantize(
     """
     job, run, _ = _target(target, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     job.require_backend()
+    job.require_test_split()
     quantized, report = job.quantized(run or job.run())
     if as_json:
         _print_json({**report, "folder": str(quantized.folder)})
@@ -326,7 +339,6 @@ def predict(
 
 def _answers(answering: Any, text: list[str] | None, input_file: Path | None) -> Iterator[dict[str, Any]]:
     from finetune import registry
-    from finetune.data.sources import read
 
     if text:
         return answering.texts(text)  # type: ignore[no-any-return]
@@ -334,11 +346,14 @@ def _answers(answering: Any, text: list[str] | None, input_file: Path | None) ->
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         return answering.lines(sys.stdin)  # type: ignore[no-any-return]
     if input_file.suffix.removeprefix(".").lower() in registry.sources.names():
-        return answering.records(read(input_file))  # type: ignore[no-any-return]
+        return answering.file(input_file)  # type: ignore[no-any-return]
     try:
         lines = input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        lines = [] if lines == [""] else lines
     except UnicodeDecodeError as error:
-        raise FinetuneError(f"{input_file}: expected UTF-8 text, found other bytes at position {error.start}") from None
+        raise FinetuneError(
+            f"{input_file}: expected UTF-8 text, found other bytes at position {error.start}; re-save the file as UTF-8"
+        ) from None
     return answering.lines(lines)  # type: ignore[no-any-return]
 
 
@@ -363,6 +378,7 @@ def run(
     """
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     job.rebuild_stale = True
+    job.require_test_split()
     data = job.data(asked=True)
     trained = job.run(asked=True)
     results: dict[str, Any] = {"data": data.report, "run": _run_result(trained), "report": job.report(trained)}
@@ -456,10 +472,25 @@ def _target(
         return _job(target, overrides, output, flags, quiet, verbose, force), None, None
     from finetune.pipeline import find_run
 
-    found = find_run(target)
+    found = find_run(target, or_what=" or a recipe (a .yaml file)")
+    _refuse_settings_of_the_past(overrides or [])
     recipe = load_recipe(found.folder / "recipe.yaml", overrides or [])
     job = _job_of(recipe, output or found.folder.parent, flags, quiet, verbose, force, False, str(target))
     return job, found, output
+
+
+# What a finished run can still be asked with: the rest was decided when it was made
+SETTINGS_OF_A_RUN = ("metrics", "gates", "quantize", "seed", "data.columns", "train.eval_batch_size", "train.device")
+
+
+def _refuse_settings_of_the_past(overrides: list[str]) -> None:
+    for assignment in overrides:
+        path = assignment.partition("=")[0]
+        if not any(path == allowed or path.startswith(f"{allowed}.") for allowed in SETTINGS_OF_A_RUN):
+            raise FinetuneError(
+                f"--set {assignment}: this run was made with other settings already; expected one of "
+                f"{', '.join(SETTINGS_OF_A_RUN)}. Give the recipe instead of the run to make another run."
+            )
 
 
 def _run_result(run: Run) -> dict[str, Any]:

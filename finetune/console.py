@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.progress import Bar, Silent
+from finetune.progress import Bar
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -91,7 +91,3 @@ class PlainBar:
         left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
         line = f"{self.title} {self.done}/{self.total}  {text}  {left:.0f} s left"
         print(" ".join(line.split()), file=sys.stderr, flush=True)
-
-
-class Quiet(Silent):
-    """Says nothing at all."""

@@ -254,7 +254,13 @@ def _merge(base: dict[str, Any], child: Mapping[str, Any], origins: dict[Keys, s
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str) and "name" not in value:
             old = {"name": old}  # a part that was written as its bare name
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+        # an empty mapping clears: merged, it would say nothing
+        if (
+            value
+            and isinstance(value, dict)
+            and isinstance(old, dict)
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
             merged[key] = _merge(old, value, origins, (*keys, key))
             continue
         merged[key] = value
@@ -295,6 +301,21 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         text = section.get(keys[1]) if isinstance(section, dict) else None
         if isinstance(text, str) and is_local_path(keys, text):
             section[keys[1]] = str((folder / Path(text).expanduser()).resolve())  # type: ignore[index]
+    if isinstance(values.get("metrics"), list):
+        values["metrics"] = [_resolve_metric(name, folder) for name in values["metrics"]]
+    if isinstance(values.get("gates"), dict):
+        values["gates"] = {_resolve_metric(name, folder): bound for name, bound in values["gates"].items()}
+    train = values.get("train")
+    stopping = train.get("early_stopping") if isinstance(train, dict) else None
+    if isinstance(stopping, dict) and "metric" in stopping:
+        stopping["metric"] = _resolve_metric(stopping["metric"], folder)
+
+
+def _resolve_metric(name: Any, folder: Path) -> Any:
+    """Make the path in `evaluate:./metric.py` absolute; the name of any other metric stays as it is."""
+    if not isinstance(name, str) or not name.startswith(("evaluate:.", "evaluate:~")):
+        return name
+    return f"evaluate:{(folder / Path(name.removeprefix('evaluate:')).expanduser()).resolve()}"
 
 
 def is_local_path(keys: Keys, text: str) -> bool:

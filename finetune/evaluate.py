@@ -75,12 +75,15 @@ def evaluate(
     check_code(names, allow_code=runtime.allow_code)
     predictor = open_run(run, runtime)
     data = own_data(run)
-    scored = _rows_of_file(source, run, predictor) if source else _rows_of_split(data, run, split)
+    scored = _rows_of_file(source, run, recipe, predictor) if source else _rows_of_split(data, run, split)
     predictions = predictor.predict(scored.rows, scored.features, recipe.train.eval_batch_size, progress)
     baselines = _baselines(data, scored, predictor, progress)
     report: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "task": recipe.task.name,
+        "recipe": recipe.name,
+        "model": Path(recipe.model.id).name if Path(recipe.model.id).is_absolute() else recipe.model.id,
+        "seed": recipe.seed,
         "split": scored.name,
         "rows": len(scored.rows),
         "metrics": _as_json(bootstrap(names, predictions, recipe.seed)),
@@ -144,10 +147,10 @@ def _rows_of_split(data: PreparedData | None, run: Run, name: str) -> ScoredRows
     return ScoredRows(name, split.lines, split.rows, split.features, data.report["truncated"][name])
 
 
-def _rows_of_file(source: Path, run: Run, predictor: Predictor) -> ScoredRows:
-    recipe = run.recipe
+def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) -> ScoredRows:
+    """Prepare new rows as the run's own were; only their columns may be called otherwise."""
     names = column_names(predictor.task.columns, recipe.data.columns)
-    rows, dropped = select(read(source), predictor.task.columns, names, cleaning(recipe), str(source))
+    rows, dropped = select(read(source), predictor.task.columns, names, cleaning(run.recipe), str(source))
     role = predictor.spec.label_role
     if role:
         unknown = [row for row in rows if row.values[role] not in run.labels]
@@ -155,11 +158,12 @@ def _rows_of_file(source: Path, run: Run, predictor: Predictor) -> ScoredRows:
         rows = [row for row in rows if row.values[role] in run.labels]
     if not rows:
         raise FinetuneError(
-            f"{source}: expected rows with the run's labels ({', '.join(run.labels[:20])}); none of its rows can be "
-            f"scored ({list_reasons(dropped)})"
+            f"{source}: none of its rows can be scored ({list_reasons(dropped)}); expected text in the column "
+            f"{names[predictor.spec.text_roles[0]]!r} and the run's labels ({', '.join(run.labels[:20])}). If its "
+            "columns have other names, add --set data.columns.ROLE=COLUMN."
         )
     values = [row.values for row in rows]
-    columns, lost = predictor.task.encode(values, predictor.tokenizer, recipe.model.max_length, run.labels)
+    columns, lost = predictor.task.encode(values, predictor.tokenizer, run.recipe.model.max_length, run.labels)
     features = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     truncated = truncation(rows, lost)
     return ScoredRows(
@@ -174,7 +178,9 @@ def _baselines(
     import numpy as np
 
     spec, labels = predictor.spec, predictor.labels
-    if data is None or not spec.baselines:
+    if not spec.baselines:
+        return {}
+    if data is None:
         progress.note("no baselines: the data that the run was trained on is not beside it")
         return {}
     train, validation = (_labelled(data.split(name).rows, spec, labels) for name in ("train", "validation"))

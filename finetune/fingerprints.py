@@ -20,7 +20,7 @@ def rows_inputs(recipe: Recipe) -> dict[str, Any]:
     resolved = recipe.resolved()
     source = Path(recipe.data.source)
     data = {key: value for key, value in resolved["data"].items() if key != "source"}
-    return {"task": resolved["task"], "seed": recipe.seed, "data": {**data, "source_sha256": file_digest(source)}}
+    return {"task": resolved["task"], "seed": recipe.seed, "data": {**data, "source": describe_source(source)}}
 
 
 def tokens_inputs(recipe: Recipe, *, allow_code: bool = False) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def run_inputs(recipe: Recipe, data_fingerprint: str, *, allow_code: bool = Fals
         },
         "freeze": resolved["freeze"],
         "train": {key: value for key, value in resolved["train"].items() if key not in OPERATIONAL},
+        "code": with_code([recipe.train.early_stopping.metric]),
     }
 
 
@@ -55,36 +56,50 @@ def report_inputs(
     """Return what decides an evaluation's numbers."""
     return {
         "run_fingerprint": run.fingerprint,
-        "metrics": list(metrics),
+        "metrics": with_code(metrics),
         "seed": recipe.seed,
         "has_data": has_data,  # without the training data there are no baselines
         "split": split,
-        "source_sha256": file_digest(source) if source else None,
+        "columns": recipe.data.columns if source else None,
+        "source": describe_source(source) if source else None,
     }
 
 
-def quantized_inputs(run: Run, recipe: Recipe, backend: Part, metrics: Sequence[str], split: str) -> dict[str, Any]:
-    """Return what decides a quantized run and its before/after report."""
+def quantized_inputs(run: Run, backend: Part) -> dict[str, Any]:
+    """Return what decides a quantized model."""
+    return {"run_fingerprint": run.fingerprint, "quantize": backend.resolved()}
+
+
+def quantization_report_inputs(
+    run: Run, recipe: Recipe, backend: Part, metrics: Sequence[str], split: str
+) -> dict[str, Any]:
+    """Return what decides the before/after report of a quantized model."""
     return {
-        "run_fingerprint": run.fingerprint,
-        "quantize": backend.resolved(),
-        "metrics": list(metrics),
+        **quantized_inputs(run, backend),
+        "metrics": with_code(metrics),
         "seed": recipe.seed,
         "split": split,
     }
 
 
+def describe_source(path: Path) -> dict[str, str]:
+    """Return what decides how a file of rows reads: its bytes, and its kind, which the suffix names."""
+    return {"sha256": file_digest(path), "kind": path.suffix.lower()}
+
+
+def with_code(metrics: Sequence[str]) -> dict[str, str | None]:
+    """Return the metrics with the hash of the local module that computes each, if one does."""
+    found: dict[str, str | None] = {}
+    for name in metrics:
+        module = Path(name.removeprefix("evaluate:"))
+        found[name] = file_digest(module) if name.startswith("evaluate:") and module.is_file() else None
+    return found
+
+
 def tokenizer_digest(folder: Path) -> str:
-    """Return one hash over the tokenizer's files."""
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-    )
-    files = [path for path in sorted(folder.iterdir()) if path.name in names or path.suffix == ".model"]
+    """Return one hash over all small files of a model that may decide how its tokenizer works."""
+    suffixes = {".json", ".txt", ".model", ".jinja", ".codes", ".bpe"}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes and ".index." not in path.name]
     listing = "".join(f"{file_digest(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(listing.encode()).hexdigest()
 

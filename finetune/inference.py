@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune import registry
-from finetune.artifacts import Run
+from finetune.artifacts import FeatureTable, Run
 from finetune.errors import FinetuneError
 from finetune.evaluation.predictions import Predictions
 from finetune.models.loading import load_tokenizer
@@ -46,13 +46,18 @@ class Predictor:
 
 def open_run(run: Run, runtime: Runtime) -> Predictor:
     """Load a run's model with the loader that its format names."""
+    run.check_model()
     recipe = run.recipe
     task, spec = open_task(recipe.task.name, recipe.task.options)
     tokenizer = load_tokenizer(run.model_folder, allow_code=runtime.allow_code)
     device = runtime.torch_device()
     if run.format == "transformers":
-        model = task.build_model(run.model_folder, run.labels, allow_code=runtime.allow_code).model
-        return Predictor(model.to(device).eval(), tokenizer, task, spec, run.labels, device)
+        loaded = task.build_model(run.model_folder, run.labels, allow_code=runtime.allow_code)
+        if loaded.new_parameters:
+            raise FinetuneError(
+                f"{run.model_folder}: damaged, lacks {', '.join(sorted(loaded.new_parameters)[:3])}; train again"
+            )
+        return Predictor(loaded.model.to(device).eval(), tokenizer, task, spec, run.labels, device)
     import torch
 
     model = _backend_of(run).attributes["load"](run.model_folder, torch.get_num_threads())
@@ -85,11 +90,12 @@ def run_model(
 
     from finetune.progress import Silent
 
-    batches = evaluation_batches([len(row["input_ids"]) for row in features], batch_size)
+    lengths = features.lengths if isinstance(features, FeatureTable) else [len(row["input_ids"]) for row in features]
+    batches = evaluation_batches(lengths, batch_size)
     outputs: list[Any] = [None] * len(features)
     was_training = getattr(model, "training", False)
     model.eval()
-    with torch.random.fork_rng(), torch.inference_mode(), (progress or Silent()).bar("scoring", len(features)) as bar:
+    with torch.random.fork_rng(), torch.no_grad(), (progress or Silent()).bar("scoring", len(features)) as bar:
         for rows in batches:
             batch = task.collate([features[row] for row in rows], tokenizer)
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}

@@ -10,14 +10,32 @@ from typing import Any, Literal, TypeVar
 
 from finetune import evaluate as evaluation
 from finetune import quantize as quantization
-from finetune.artifacts import QUANTIZATION_REPORT, PreparedData, Run, has_manifest, locked, partial_folder
+from finetune.artifacts import (
+    MANIFEST,
+    QUANTIZATION_REPORT,
+    PreparedData,
+    Run,
+    damages,
+    has_manifest,
+    has_scratch,
+    locked,
+    partial_folder,
+    write_text,
+)
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate, metric_names, own_data, read_report, report_name
 from finetune.evaluation.metrics import check_code
-from finetune.fingerprints import differences, matches, quantized_inputs, report_inputs, run_inputs, tokens_inputs
+from finetune.fingerprints import (
+    differences,
+    matches,
+    quantization_report_inputs,
+    quantized_inputs,
+    report_inputs,
+    run_inputs,
+    tokens_inputs,
+)
 from finetune.prepare import prepare
 from finetune.progress import Progress, Silent
-from finetune.quantize import quantize
 from finetune.recipe import Part, Recipe
 from finetune.registry import backends
 from finetune.runtime import Runtime
@@ -85,7 +103,7 @@ class Job:
         return self._stage(
             "train",
             fresh,
-            lambda: Run(folder),
+            lambda: self._with_current_recipe(Run(folder)),
             lambda: train(
                 self.recipe,
                 data,
@@ -104,12 +122,14 @@ class Job:
         names = metric_names(self.recipe, run)
         check_code(names, allow_code=self.runtime.allow_code)
         if source is not None and not source.is_file():
-            raise FinetuneError(f"--data: expected a file of labelled rows, found nothing at {source}")
+            found = "a folder" if source.is_dir() else "nothing"
+            raise FinetuneError(f"--data: expected a file of labelled rows, found {found} at {source}")
         path = (folder or run.reports) / f"{report_name(split, source)}.json"
         stored = read_report(path)
         has_data = own_data(run) is not None
         inputs = report_inputs(run, self.recipe, names, split, source, has_data=has_data)
-        fresh = stored is not None and not self.force and matches(stored, inputs)
+        written = all(path.with_suffix(suffix).is_file() for suffix in (".json", ".md"))
+        fresh = stored is not None and written and not self.force and matches(stored, inputs)
 
         def reuse() -> dict[str, Any]:
             assert stored is not None
@@ -139,25 +159,39 @@ class Job:
         folder = self.root / f"run-{backend.name}"
         names = metric_names(self.recipe, run)
         check_code(names, allow_code=self.runtime.allow_code)
-        fresh = self._is_fresh(
-            "quantize", folder, quantized_inputs(run, self.recipe, backend, names, "test"), asked=True
-        )
+        made = self._is_fresh("quantize", folder, quantized_inputs(run, backend), asked=True)
         path = folder / "reports" / f"{QUANTIZATION_REPORT}.json"
         stored = read_report(path)
+        inputs = quantization_report_inputs(run, self.recipe, backend, names, "test")
 
         def reuse() -> tuple[Run, dict[str, Any]]:
             assert stored is not None
             report = quantization.with_gates(stored, self.recipe)
             if report != stored:
                 quantization.write_report(report, path.parent)
-            return Run(folder), report
+            return self._with_current_recipe(Run(folder)), report
 
-        return self._stage(
-            "quantize",
-            fresh and stored is not None,
-            reuse,
-            lambda: quantize(run, folder, recipe=self.recipe, runtime=self.runtime, progress=self.progress),
-        )
+        def make() -> tuple[Run, dict[str, Any]]:
+            work = quantization.score_again if made else quantization.quantize
+            return work(run, folder, recipe=self.recipe, runtime=self.runtime, progress=self.progress)
+
+        return self._stage("quantize", made and stored is not None and matches(stored, inputs), reuse, make)
+
+    def _with_current_recipe(self, run: Run) -> Run:
+        """Let a reused run know the gates and metrics of today: they are in its recipe, but decide nothing of it."""
+        today = {name: getattr(self.recipe, name) for name in ("metrics", "gates", "quantize")}
+        if any(getattr(run.recipe, name) != value for name, value in today.items()):
+            write_text(run.folder / "recipe.yaml", run.recipe.model_copy(update=today).to_yaml())
+            return Run(run.folder)
+        return run
+
+    def require_test_split(self) -> None:
+        """Raise FinetuneError, before anything is trained, if there would be no test split to judge the model by."""
+        if self.recipe.data.split.options.get("test") == 0:
+            raise FinetuneError(
+                "data.split.test: expected a test split, found 0. Set a fraction; or use `finetune train`, and score a "
+                "file of your own with `finetune eval RUN --data FILE`."
+            )
 
     def require_backend(self) -> Part:
         """Return the recipe's quantization backend; raise FinetuneError if it names none."""
@@ -168,7 +202,8 @@ class Job:
 
     def _is_fresh(self, stage: Name, folder: Path, inputs: dict[str, Any], asked: bool) -> bool:
         """Tell whether an artifact can be used as it is; raise FinetuneError if it is stale and may not be replaced."""
-        if (partial_folder(folder) / "manifest.json").is_file() or not folder.exists():
+        unfinished = (partial_folder(folder) / MANIFEST).is_file() or folder.with_name(f"{folder.name}.old").exists()
+        if unfinished or has_scratch(folder):
             with locked(folder):  # completes what a kill interrupted between two renames
                 pass
         if not has_manifest(folder):
@@ -180,6 +215,9 @@ class Job:
                 return False
             raise FinetuneError(f"{error}. Add --force to replace it.") from None
         if matches(manifest, inputs):
+            if damaged := damages(folder, manifest):
+                self.progress.note(f"{folder}: damaged ({'; '.join(damaged[:3])}), made again")
+                return False
             return not (asked and self.force)
         if asked or self.rebuild_stale:
             return False
@@ -203,14 +241,17 @@ class Job:
         return result
 
 
-def find_run(path: Path) -> Run:
-    """Return the run that a path names: a run's folder, or the folder that holds `run/`."""
+def find_run(path: Path, or_what: str = "") -> Run:
+    """Return the run that a path names: a run's folder, or the folder that holds `run/`.
+
+    `or_what` is what the command would take instead, for the message.
+    """
     for folder in (path, path / "run"):
         if has_manifest(folder):
             run = Run(folder)
             assert run.manifest
             return run
+    found = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing"
     raise FinetuneError(
-        f"{path}: expected a run (a folder with a manifest.json, such as outputs/NAME/run) or a recipe (a .yaml file), "
-        f"found {'a folder without one' if path.is_dir() else 'nothing'}"
+        f"{path}: expected a run (a folder with a {MANIFEST}, such as outputs/NAME/run){or_what}, found {found}"
     )

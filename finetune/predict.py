@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Run
-from finetune.data.rows import column_names, read_text
-from finetune.data.sources import Record
+from finetune.data.rows import check_columns, column_names, read_text
+from finetune.data.sources import Record, read
 from finetune.inference import Predictor, open_run
 from finetune.prepare import cleaning
 from finetune.runtime import Runtime
@@ -46,8 +47,14 @@ class Answering:
         while chunk := list(islice(numbered, CHUNK_ROWS)):
             yield from self._answer(chunk)
 
+    def file(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Answer a file of rows; raise FinetuneError if it has not the run's columns."""
+        records = read(path)
+        check_columns(records, {role: self._columns[role] for role in self._roles}, str(path))
+        return self.records(records)
+
     def lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Answer lines: a line that holds a JSON object with the text's column is a record, others are texts."""
+        """Answer lines: a line that holds a JSON object is a record, any other line is a text."""
         return self.records(self._record(number, line) for number, line in enumerate(lines, start=1))
 
     def _record(self, number: int, line: str) -> Record:
@@ -58,7 +65,7 @@ class Answering:
                 values = json.loads(text)
             except (ValueError, RecursionError):
                 values = None
-            if isinstance(values, dict) and column in values:
+            if isinstance(values, dict):
                 return Record(number, values)
         return Record(number, {column: text})
 

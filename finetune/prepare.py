@@ -111,8 +111,7 @@ def _rare_labels(
     recipe: Recipe, rows: Sequence[Row], clusters: Sequence[int], role: str
 ) -> tuple[list[Row], list[int], list[Dropped]]:
     """Refuse, or drop, labels with fewer texts than there are splits: such a label cannot be learned and judged."""
-    split = recipe.data.split.options
-    needed = sum(bool(split.get(name, True)) for name in SPLITS)
+    needed = sum(bool(recipe.data.split.options.get(name, True)) for name in SPLITS)
     texts = Counter(
         label for label, _ in {(row.values[role], cluster) for row, cluster in zip(rows, clusters, strict=True)}
     )
@@ -170,7 +169,12 @@ def _report(
         counts = Counter((split, row.values[spec.label_role]) for split, row in zip(assigned, rows, strict=True))
         labels = sorted({row.values[spec.label_role] for row in rows})
         report["labels"] = {label: {name: counts[name, label] for name in report["splits"]} for label in labels}
-    report["task"], report["seed"] = recipe.task.name, recipe.seed
+    report |= {
+        "name": recipe.name,
+        "task": recipe.task.name,
+        "seed": recipe.seed,
+        "source": Path(recipe.data.source).name,
+    }
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from finetune import registry
 from finetune.artifacts import (
     FORMAT_VERSION,
     QUANTIZATION_REPORT,
+    PreparedData,
     Run,
     building,
+    disk_errors,
     fingerprint,
     publish,
     versions,
@@ -23,7 +26,7 @@ from finetune.errors import FinetuneError
 from finetune.evaluate import metric_names, own_data
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.statistics import bootstrap, paired_bootstrap
-from finetune.fingerprints import quantized_inputs
+from finetune.fingerprints import quantization_report_inputs, quantized_inputs
 from finetune.gates import check_gates
 from finetune.inference import Predictor, open_run
 from finetune.models.loading import quiet_transformers
@@ -52,35 +55,78 @@ def quantize(
     if run.format != "transformers":
         raise FinetuneError(f"{run.folder}: expected a run in full precision, found one of the format {run.format!r}")
     assert recipe.quantize is not None, "the caller checks that there is a backend"
-    names = metric_names(recipe, run)
-    check_code(names, allow_code=runtime.allow_code)
+    check_code(metric_names(recipe, run), allow_code=runtime.allow_code)
+    data = _require_data(run)
+    backend = registry.backends.get(recipe.quantize.name)
+    runtime = _on_cpu(runtime)
+    with building(folder) as partial:
+        before = open_run(run, runtime)
+        progress.note(f"quantizing with {backend.attributes['title']}")
+        _write_model(before, data.split(split).features, partial / "model", backend, recipe.quantize.options)
+        write_text(partial / "recipe.yaml", recipe.to_yaml())
+        manifest = _manifest(run, folder, backend, quantized_inputs(run, recipe.quantize))
+        # the report is made from what was written, opened as any user would open it
+        after = _open_unpublished(partial, manifest, runtime)
+        report = _score(run, before, after, partial, recipe, data, split, progress)
+        write_report(report, partial / "reports")
+        publish(folder, manifest)
+    return Run(folder), report
+
+
+def score_again(
+    run: Run,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    split: str = "test",
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> tuple[Run, dict[str, Any]]:
+    """Make the before/after report of a quantized run anew, with other metrics or another seed; quantize nothing."""
+    runtime, progress = _on_cpu(runtime or Runtime()), progress or Silent()
+    before, after = open_run(run, runtime), open_run(Run(folder), runtime)
+    report = _score(run, before, after, folder, recipe, _require_data(run), split, progress)
+    write_report(report, folder / "reports")
+    return Run(folder), report
+
+
+def _on_cpu(runtime: Runtime) -> Runtime:
+    """Every backend so far is one for CPUs, so both models are scored there."""
+    return Runtime("cpu", runtime.threads, "fp32", runtime.allow_code)
+
+
+def _require_data(run: Run) -> PreparedData:
     data = own_data(run)
     if data is None:
         raise FinetuneError(
             f"{run.data_folder()}: expected the data that {run.folder} was trained on: a quantized model is not given "
             "out without being scored again. Prepare and train again."
         )
-    backend = registry.backends.get(recipe.quantize.name)
-    runtime = Runtime("cpu", runtime.threads, "fp32", runtime.allow_code)  # every backend so far is one for CPUs
-    with building(folder) as partial:
-        before = open_run(run, runtime)
-        scored = data.split(split)
-        progress.note(f"quantizing with {backend.attributes['title']}")
-        _write_model(before, scored.features, partial / "model", backend, recipe.quantize.options)
-        write_text(partial / "recipe.yaml", recipe.to_yaml())
-        inputs = quantized_inputs(run, recipe, recipe.quantize, names, split)
-        manifest = _manifest(run, backend, inputs)
-        # the report is made from what was written, opened as any user would open it
-        after = _open_unpublished(partial, manifest, runtime, before)
-        report = _compare(before, after, scored, names, recipe, split, progress)
-        report["backend"] = recipe.quantize.name
-        report["size_bytes"] = {"before": weights_size(run.model_folder), "after": weights_size(partial / "model")}
-        report["size_ratio"] = report["size_bytes"]["after"] / report["size_bytes"]["before"]
-        report["fingerprint"] = fingerprint(inputs)
-        report = with_gates(report, recipe)
-        write_report(report, partial / "reports")
-        publish(folder, manifest)
-    return Run(folder), report
+    return data
+
+
+def _score(
+    run: Run,
+    before: Predictor,
+    after: Predictor,
+    folder: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    split: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    assert recipe.quantize is not None
+    names = metric_names(recipe, run)
+    report = _compare(before, after, data.split(split), names, recipe, split, progress)
+    sizes = {"before": weights_size(run.model_folder), "after": weights_size(folder / "model")}
+    report |= {
+        "recipe": recipe.name,
+        "backend": recipe.quantize.name,
+        "size_bytes": sizes,
+        "size_ratio": sizes["after"] / sizes["before"],
+        "fingerprint": fingerprint(quantization_report_inputs(run, recipe, recipe.quantize, names, split)),
+    }
+    return with_gates(report, recipe)
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -108,30 +154,29 @@ def _write_model(
     batch = before.task.collate([features[row] for row in longest], before.tokenizer)
     batch.pop("labels", None)
     backend.build(options)(before.model, batch, folder)
-    with quiet_transformers():
+    with quiet_transformers(), disk_errors(folder):
         before.model.config.save_pretrained(folder)
         before.tokenizer.save_pretrained(folder)
 
 
-def _manifest(run: Run, backend: registry.Entry, inputs: dict[str, Any]) -> dict[str, Any]:
+def _manifest(run: Run, folder: Path, backend: registry.Entry, inputs: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: run.manifest[key] for key in ("task", "labels", "parameters", "data_fingerprint")},
         "kind": "run",
         "format": backend.attributes["format"],
         "backend": backend.name,
         "quantized_from": run.fingerprint,
+        "data_folder": os.path.relpath(run.data_folder(), folder.resolve()),
         "fingerprint": fingerprint(inputs),
         "inputs": inputs,
         "versions": versions("onnx", "onnxruntime", "onnxscript"),
     }
 
 
-def _open_unpublished(partial: Path, manifest: dict[str, Any], runtime: Runtime, before: Predictor) -> Predictor:
+def _open_unpublished(partial: Path, manifest: dict[str, Any], runtime: Runtime) -> Predictor:
     quantized = Run(partial)
     quantized.__dict__["manifest"] = manifest  # it is written last, when all the rest is there
-    opened = open_run(quantized, runtime)
-    assert opened.labels == before.labels
-    return opened
+    return open_run(quantized, runtime)
 
 
 def _compare(

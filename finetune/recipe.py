@@ -132,9 +132,14 @@ class DataSection(Section):
     @classmethod
     def _exists(cls, source: str, info: ValidationInfo) -> str:
         if info.context and info.context.get("check_inputs") and not Path(source).is_file():
+            if Path(source).is_dir():
+                raise ValueError(f"expected a file of rows, found a folder at {source}")
             folder = Path(source).parent
-            near = suggestion(Path(source).name, [p.name for p in folder.iterdir()]) if folder.is_dir() else ""
-            raise ValueError(f"expected a file of rows, found nothing at {source}{near}")
+            kinds = registry.sources.names()
+            beside = [p.name for p in folder.iterdir() if p.suffix[1:] in kinds][:20] if folder.is_dir() else []
+            raise ValueError(
+                f"expected a file of rows, found nothing at {source}{suggestion(Path(source).name, beside)}"
+            )
         return source
 
 

@@ -85,10 +85,10 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
         room = importlib.import_module(self._room)
         for module in pkgutil.iter_modules(getattr(room, "__path__", [])):
             importlib.import_module(f"{self._room}.{module.name}")
+        self._loaded = True
 
 
 def _options_model(name: str, target: Callable[..., Any]) -> type[Options]:

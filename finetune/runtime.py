@@ -26,7 +26,11 @@ class Runtime:
         """Return Accelerate's view of the device; raise FinetuneError when the device is not there."""
         import torch
         from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin
 
+        for plugin in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in {"1", "true", "yes"}:
+                raise FinetuneError(f"ACCELERATE_USE_{plugin} is set, but {plugin} is not supported yet; unset it")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise FinetuneError("training in several processes is not supported yet; start finetune without a launcher")
         device = self.torch_device()
@@ -35,7 +39,12 @@ class Runtime:
         precision = self.precision
         if precision == "auto":
             precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            # the loop accumulates by itself: an environment variable must not divide its losses once more
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
 
     def torch_device(self) -> torch.device:
         """Return the chosen device and set the number of threads; raise FinetuneError when it is not there."""

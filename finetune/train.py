@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from finetune.artifacts import (
     PreparedData,
     Run,
     Split,
+    disk_errors,
     fingerprint,
     locked,
     partial_folder,
     publish,
     versions,
+    write_json,
     write_text,
 )
 from finetune.errors import FinetuneError
@@ -27,7 +30,7 @@ from finetune.evaluation.statistics import point
 from finetune.fingerprints import differences, run_inputs
 from finetune.inference import run_model
 from finetune.models.freezing import apply_freezing
-from finetune.models.loading import check_weights, find_model, load_tokenizer, quiet_transformers
+from finetune.models.loading import check_weights, find_model, load_tokenizer, quiet_transformers, read_json
 from finetune.progress import Progress, Silent
 from finetune.recipe import EarlyStopping, Recipe
 from finetune.reports.plots import plot_loss_curve
@@ -87,17 +90,17 @@ def _open_growing(folder: Path, inputs: dict[str, Any], *, resume: bool, force: 
     if resume and (checkpoint is None or force):
         raise FinetuneError(f"--resume: expected an unfinished run with a checkpoint in {growing}, found none")
     if checkpoint is not None and not force:
-        stored = json.loads((growing / INPUTS).read_text(encoding="utf-8"))
-        changed = differences(stored, inputs)
-        if not changed:
+        stored = read_json(growing / INPUTS)
+        if stored.get("fingerprint") == fingerprint(inputs):
             return growing
+        changed = differences(stored.get("inputs", {}), inputs) or ["the format of checkpoints"]
         raise FinetuneError(
             f"{growing}: holds an unfinished run of another recipe (changed: {', '.join(changed)}), at step "
             f"{read_state(checkpoint).step}. Undo the change to go on with it, or add --force to throw it away."
         )
     shutil.rmtree(growing, ignore_errors=True)
     (growing / "checkpoints").mkdir(parents=True)
-    write_text(growing / INPUTS, json.dumps(inputs, sort_keys=True))
+    write_json(growing / INPUTS, {"fingerprint": fingerprint(inputs), "inputs": inputs})
     return growing
 
 
@@ -110,7 +113,7 @@ class _Log:
         self._stream.seek(keep_bytes)
 
     def write(self, line: dict[str, Any]) -> None:
-        self._stream.write((json.dumps(line) + "\n").encode())
+        self._stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
         self._stream.flush()
 
     @property
@@ -134,6 +137,10 @@ class _Patience:
 
     def update(self, state: TrainingState, score: float) -> TrainingState:
         """Return the state after an evaluation; its `best_step` is this step if the score is the best so far."""
+        if math.isnan(score):
+            raise FinetuneError(
+                f"early stopping: expected a number as {self.settings.metric}, found NaN at step {state.step}"
+            )
         sign = 1.0 if self.higher_is_better else -1.0
         best = state.best_score
         if best is None or sign * (score - best) > self.settings.min_delta:
@@ -151,13 +158,11 @@ class _Training:
     def __init__(self, recipe: Recipe, data: PreparedData, folder: Path, runtime: Runtime, progress: Progress) -> None:
         self.recipe, self.data, self.folder, self.progress = recipe, data, folder, progress
         self.settings = recipe.train
-        self.spec: TaskSpec
         self.rows, self.validation = data.split("train"), data.split("validation")
         self.learner, self.spec = self._open_learner(runtime)
         self.checkpoints = folder / "checkpoints"
         self.patience = _Patience(self.settings.early_stopping)
         self.state = TrainingState()
-        self.started_step = 0
         options = {"batch_size": self.settings.batch_size, "accumulation": self.settings.gradient_accumulation}
         lengths = self.rows.lengths
         self.epoch_groups = lambda epoch: step_groups(
@@ -183,8 +188,9 @@ class _Training:
         freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
         self.progress.note(freezing_table(freezing))
         tokenizer = load_tokenizer(model_folder, allow_code=runtime.allow_code)
-        if loaded.model.config.pad_token_id is None:
-            loaded.model.config.pad_token_id = tokenizer.pad_token_id
+        loaded.model.config.pad_token_id = (
+            tokenizer.pad_token_id
+        )  # what pads has to be what the model takes for padding
         make = registry.optimizers.get(self.settings.optimizer.name).build(self.settings.optimizer.options)
         model = loaded.model.to(accelerator.device)
         optimizer = make(model.named_parameters(), self.settings.learning_rate)
@@ -200,9 +206,11 @@ class _Training:
                 for step in self._steps():
                     log.write(step.as_json())
                     self.state = replace(self.state, step=step.number)
-                    if self._due(step, self.settings.eval_every):
+                    evaluated = self._due(step, self.settings.eval_every)
+                    if evaluated:
                         self._evaluate(step, log)
-                    if self._due(step, self.settings.save_every):
+                    # unless the recipe says how often, a checkpoint is saved with every evaluation
+                    if self._due(step, self.settings.save_every) if self.settings.save_every else evaluated:
                         self.state = replace(self.state, log_bytes=log.size_bytes)
                         save_checkpoint(self.learner, self.state, self.checkpoints)
                     bar.advance(1, _describe(step))
@@ -217,7 +225,6 @@ class _Training:
         if checkpoint is not None:
             self.state = load_checkpoint(self.learner, checkpoint)
             self.progress.note(f"going on from the checkpoint of step {self.state.step} of {self.total_steps}")
-        self.started_step = self.state.step
 
     def _steps(self) -> Any:
         if self.state.stopped_because:  # it was stopped early, and interrupted before the run was complete
@@ -244,7 +251,7 @@ class _Training:
         self.state = self.patience.update(self.state, score)
         best = self.state.best_step == step.number
         if best:
-            save_best(self.learner, self.checkpoints)
+            save_best(self.learner, step.number, self.checkpoints)
         log.write({"step": step.number, "epoch": step.epoch, "validation": scores, "best": best})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.progress.note(f"step {step.number}, epoch {step.epoch + 1}: validation {shown}{' (best)' if best else ''}")
@@ -263,7 +270,7 @@ class _Training:
         return scores
 
     def _end(self, log: _Log) -> None:
-        restore_best(self.learner, self.checkpoints)
+        restore_best(self.learner, self.state.best_step, self.checkpoints)
         if not self.state.stopped_because:
             reason = "max_steps reached" if self.total_steps == self.settings.max_steps else "all epochs done"
             self.state = replace(self.state, stopped_because=reason)
@@ -280,13 +287,11 @@ class _Training:
         """Write the model as an ordinary Hugging Face folder, the recipe and the picture; return the manifest."""
         learner = self.learner
         model = learner.accelerator.unwrap_model(learner.model)
-        with quiet_transformers():
-            model.save_pretrained(self.folder / "model", safe_serialization=True)
+        with quiet_transformers(), disk_errors(self.folder / "model"):
+            model.save_pretrained(self.folder / "model")
             learner.tokenizer.save_pretrained(self.folder / "model")
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
-        shutil.rmtree(self.checkpoints)
-        (self.folder / INPUTS).unlink()
         return {
             "kind": "run",
             "format": "transformers",

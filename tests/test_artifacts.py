@@ -32,11 +32,13 @@ from finetune.artifacts import (
 from finetune.errors import FinetuneError
 from tests.conftest import ROOT
 
+COMPLETE = {"kind": "data", "labels": [], "roles": [], "splits": {}, "fingerprint": "f", "inputs": {}}
+
 
 def make_artifact(folder: Path, content: str, **manifest: object) -> Path:
     with building(folder) as partial:
         write_text(partial / "content.txt", content)
-        publish(folder, {"kind": "data", **manifest})
+        publish(folder, {**COMPLETE, **manifest})
     return folder
 
 
@@ -162,8 +164,10 @@ def test_an_artifact_is_there_only_when_it_is_complete(tmp_path: Path) -> None:
     with building(folder) as partial:
         write_text(partial / "content.txt", "new")
         assert not folder.exists()
-        publish(folder, {"kind": "data", "rows": 3})
-    assert read_manifest(folder, "data") == {"format_version": FORMAT_VERSION, "kind": "data", "rows": 3}
+        publish(folder, {**COMPLETE, "rows": 3})
+    manifest = read_manifest(folder, "data")
+    assert manifest.pop("files").keys() == {"content.txt"}
+    assert manifest == {**COMPLETE, "format_version": FORMAT_VERSION, "rows": 3}
     assert names(tmp_path) == ["data"]
     assert names(folder) == ["content.txt", "manifest.json"]
 
@@ -175,7 +179,7 @@ def test_the_old_artifact_is_there_until_the_new_one_is_complete(tmp_path: Path)
         assert names(partial) == [], "a new one starts empty"
         write_text(partial / "content.txt", "new")
         assert content(folder) == "old"
-        publish(folder, {"kind": "data"})
+        publish(folder, COMPLETE)
     assert content(folder) == "new"
     assert names(folder) == ["content.txt", "manifest.json"]
     assert names(tmp_path) == ["data"]
@@ -308,7 +312,7 @@ def data(tmp_path: Path) -> PreparedData:
         features = {"input_ids": [[1, 2], [3], [4, 5, 6]], "label_id": [0, 1, 0]}
         values = {"text": ["a b", "é", "d e f"], "label": ["x", "y", "x"]}
         write_split(partial / "train.arrow", [2, 5, 9], values, features)
-        publish(folder, {"kind": "data", "splits": {"train": 3}, "roles": ["text", "label"], "labels": ["x", "y"]})
+        publish(folder, {**COMPLETE, "splits": {"train": 3}, "roles": ["text", "label"], "labels": ["x", "y"]})
     return PreparedData(folder)
 
 

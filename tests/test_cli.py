@@ -394,6 +394,16 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
+def poisoned_model(folder: Path) -> Path:
+    """A model whose first layer holds a number that is none: what an exploding training leads to."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(build_tiny_model(folder) / "model.safetensors")
+    next(tensor for name, tensor in tensors.items() if name.endswith("query.weight"))[0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 BAD: dict[str, tuple[Callable[[Path, Any], list[Any]], str]] = {
     "missing recipe": (lambda p, make: ["train", "recpe.yaml"], "recpe.yaml: no such recipe"),
     "missing rows": (lambda p, make: ["prepare", make(data={"source": "gone.jsonl"})], "found nothing at"),
@@ -438,6 +448,10 @@ BAD: dict[str, tuple[Callable[[Path, Any], list[Any]], str]] = {
         "evaluate:accuracy runs code from outside this package",
     ),
     "output is a file": (lambda p, make: ["prepare", make(), "--output", str(p / "rows.jsonl")], "Choose another"),
+    "a loss that is no number": (
+        lambda p, make: ["train", make(model={"id": str(poisoned_model(p / "poisoned"))})],
+        "expected a finite loss and gradient, found loss nan and gradient norm nan at step 1",
+    ),
     "two inputs": (lambda p, make: ["predict", "x", "-", "--text", "y"], "expected exactly one of"),
     "bad override": (lambda p, make: ["train", make(), "--set", "train.epochs"], "expected section.key=value"),
 }

@@ -105,7 +105,7 @@ def test_the_written_report_is_the_returned_one_beside_its_readable_form(copied:
     report = evaluate(copied, split="validation", runtime=CPU)
     assert json.loads((copied.reports / "validation.json").read_text(encoding="utf-8")) == report
     text = (copied.reports / "validation.md").read_text(encoding="utf-8")
-    assert text.startswith("# Evaluation on validation\n\n18 rows")
+    assert text.startswith("# tiny: evaluation on validation\n\nModel model, seed 7, run ")
     assert "![Confusion matrix](validation-confusion.png)" in text
     assert "![Loss by step](loss.png)" in text
     assert (copied.reports / "validation-confusion.png").is_file()
@@ -241,7 +241,9 @@ def test_rows_that_cannot_be_scored_are_counted_by_reason(trained: Run, tmp_path
 
 def test_rows_of_which_none_has_a_known_label_are_refused_with_the_labels(trained: Run, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "new.jsonl", [{"body": "the apple", "intent": "Fruit"}])
-    with pytest.raises(FinetuneError, match=r"new\.jsonl: expected rows .*\(fruit, tool, weather\).*unknown_label"):
+    with pytest.raises(
+        FinetuneError, match=r"new\.jsonl: none of its rows can be scored \(unknown_label 1\).*\(fruit, tool, weather\)"
+    ):
         evaluate(trained, source=source, folder=tmp_path, runtime=CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["new.jsonl"]
 

@@ -171,7 +171,7 @@ def test_stale_data_before_the_asked_stage_is_refused_with_what_changed_and_what
     with pytest.raises(FinetuneError) as caught:
         Job(recipe(model={"max_length": 16}), root, recipe_name="my.yaml").run(asked=True)
     assert str(caught.value) == (
-        f"{root / 'data'} is stale: it was made from other inputs (changed: data.source_sha256, model.max_length). "
+        f"{root / 'data'} is stale: it was made from other inputs (changed: data.source.sha256, model.max_length). "
         "Run `finetune prepare my.yaml` first, or add --force to rebuild it now."
     )
     assert state(root) == before

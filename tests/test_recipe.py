@@ -350,7 +350,8 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("model_folder")
 @pytest.mark.parametrize(
-    ("there", "near"), [("row.jsonl", ", did you mean row.jsonl?"), ("rows.jsonl/", ""), ("rows.jsonl", None)]
+    ("there", "near"),
+    [("row.jsonl", ", did you mean row.jsonl?"), ("rows.jsonl/", "found a folder at rows.jsonl"), ("rows.jsonl", None)],
 )
 def test_the_file_of_rows_has_to_exist_when_inputs_are_checked(
     load: Load, problems: Problems, tmp_path: Path, there: str, near: str | None
@@ -361,7 +362,7 @@ def test_the_file_of_rows_has_to_exist_when_inputs_are_checked(
         assert load(check_inputs=True).data.source == str(tmp_path / "rows.jsonl")
     else:
         (problem,) = problems(check_inputs=True)
-        assert problem.startswith("recipe.yaml:4: data.source: expected a file of rows, found nothing at rows.jsonl")
+        assert problem.startswith("recipe.yaml:4: data.source: expected a file of rows, found ")
         assert problem.endswith(near)
 
 

@@ -77,7 +77,7 @@ def select(
 
     Raises FinetuneError when no row has one of the columns: then the recipe, not the data, is wrong.
     """
-    _check_columns(records, names, source)
+    check_columns(records, names, source)
     rows: list[Row] = []
     dropped: list[Dropped] = []
     for record in records:
@@ -123,7 +123,8 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _check_columns(records: Sequence[Record], names: Mapping[str, str], source: str) -> None:
+def check_columns(records: Sequence[Record], names: Mapping[str, str], source: str) -> None:
+    """Raise FinetuneError if no row can be read, or if no row has one of the columns."""
     found: Counter[str] = Counter(key for record in records for key in record.values)
     readable = sum(not record.unreadable for record in records)
     if not readable:

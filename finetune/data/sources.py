@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError, suggestion
+from finetune.errors import FinetuneError
 from finetune.registry import sources
+
+# Longer cells are the mark of a quote that was never closed
+MAX_CELL = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ def read(path: Path) -> list[Record]:
     name = path.suffix.removeprefix(".").lower()
     if name not in sources.names():
         known = ", ".join("." + name for name in sources.names())
-        raise FinetuneError(f"{path}: expected a file that ends in one of {known}{suggestion(name, sources.names())}")
+        raise FinetuneError(f"{path}: expected a file that ends in one of {known}; found {path.suffix or 'no suffix'}")
     if not path.is_file():
         raise FinetuneError(f"{path}: expected a file of rows, found {'a folder' if path.is_dir() else 'nothing'}")
     content = path.read_bytes()
@@ -90,7 +93,7 @@ def _delimited(content: bytes, delimiter: str) -> Iterator[Record]:
         raise FinetuneError(
             f"expected UTF-8 text, found other bytes at position {error.start}; re-save the file as UTF-8"
         ) from None
-    csv.field_size_limit(10_000_000)
+    csv.field_size_limit(MAX_CELL)
     # strict: a quote that is never closed would otherwise swallow the rest of the file as one cell
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -117,5 +120,7 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise FinetuneError(f"line {start}: cannot be cut into cells ({error}); is a quote never closed?") from None
+            hint = f"cells have at most {MAX_CELL:,} characters; " if "limit" in str(error) else ""
+            message = f"line {start}: cannot be cut into cells ({error}); {hint}is a quote never closed?"
+            raise FinetuneError(message) from None
         yield start, cells

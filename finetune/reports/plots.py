@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,6 @@ def _save(figure: Figure, target: Path) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks
         figure.savefig(buffer, format="png", dpi=120, metadata=metadata)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.write_bytes(buffer.getvalue())
     temporary.replace(target)

@@ -52,6 +52,5 @@ def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int
 
 
 def total_steps(rows: int, *, batch_size: int, accumulation: int, epochs: int, max_steps: int | None) -> int:
-    """Return how many optimizer steps a training takes if nothing stops it early."""
-    steps = epochs * math.ceil(rows / (batch_size * accumulation))
-    return steps if max_steps is None else min(steps, max_steps)
+    """Return how many optimizer steps a training takes if nothing stops it early; `max_steps` wins over the epochs."""
+    return epochs * math.ceil(rows / (batch_size * accumulation)) if max_steps is None else max_steps

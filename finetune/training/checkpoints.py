@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.training.loop import Learner
 
 STATE = "state.json"
-BEST = "best.safetensors"
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,21 @@ def load_tensors(model: Any, path: Path) -> None:
     assert not unexpected, f"{path} belongs to another model: {unexpected[:3]}"
 
 
-def save_best(learner: Learner, folder: Path) -> None:
+def best_path(folder: Path, step: int) -> Path:
+    """Return where the best model is kept: a file for each step, so that a state always finds the one it means."""
+    return folder / f"best-{step:07d}.safetensors"
+
+
+def save_best(learner: Learner, step: int, folder: Path) -> None:
     """Keep the model as it is now as the best so far."""
     folder.mkdir(parents=True, exist_ok=True)
     model = learner.accelerator.unwrap_model(learner.model)
-    write_tensors(folder / BEST, trained_tensors(model, learner.freezing.frozen))
+    write_tensors(best_path(folder, step), trained_tensors(model, learner.freezing.frozen))
 
 
-def restore_best(learner: Learner, folder: Path) -> None:
+def restore_best(learner: Learner, step: int, folder: Path) -> None:
     """Put the best model back."""
-    load_tensors(learner.accelerator.unwrap_model(learner.model), folder / BEST)
+    load_tensors(learner.accelerator.unwrap_model(learner.model), best_path(folder, step))
 
 
 def save_checkpoint(learner: Learner, state: TrainingState, folder: Path) -> None:
@@ -64,19 +69,29 @@ def save_checkpoint(learner: Learner, state: TrainingState, folder: Path) -> Non
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     model = learner.accelerator.unwrap_model(learner.model)
-    write_tensors(temporary / "model.safetensors", trained_tensors(model, learner.freezing.frozen))
-    write_tensors(temporary / "optimizer.safetensors", _optimizer_tensors(learner, model))
+    write_tensors(temporary / MODEL, trained_tensors(model, learner.freezing.frozen))
+    write_tensors(temporary / OPTIMIZER, _optimizer_tensors(learner, model))
     write_json(temporary / STATE, asdict(state))
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     for other in folder.glob("step-*"):
         if other != target:
             shutil.rmtree(other)
+    for other in folder.glob("best-*"):
+        if other != best_path(folder, state.best_step):
+            other.unlink()
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint."""
-    return max((path for path in folder.glob("step-*") if (path / STATE).is_file()), default=None)
+    return max((path for path in folder.glob("step-*") if _is_complete(path)), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    if not all((checkpoint / name).is_file() for name in (STATE, MODEL, OPTIMIZER)):
+        return False
+    best_step = read_state(checkpoint).best_step
+    return not best_step or best_path(checkpoint.parent, best_step).is_file()
 
 
 def load_checkpoint(learner: Learner, checkpoint: Path) -> TrainingState:
@@ -84,12 +99,12 @@ def load_checkpoint(learner: Learner, checkpoint: Path) -> TrainingState:
     from safetensors.torch import load_file
 
     model = learner.accelerator.unwrap_model(learner.model)
-    load_tensors(model, checkpoint / "model.safetensors")
+    load_tensors(model, checkpoint / MODEL)
     parameters = dict(model.named_parameters())
-    for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+    for key, tensor in load_file(checkpoint / OPTIMIZER).items():
         name, _, slot = key.rpartition("/")
         parameter = parameters[name]
-        # the step counter stays where it was saved from: the fused kernels keep it beside the parameter
+        # the fused kernels want all of a parameter's state, the step counter too, on the parameter's device
         learner.optimizer.state[parameter][slot] = tensor.to(parameter.device)
     return read_state(checkpoint)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune.errors import FinetuneError
 from finetune.models.freezing import Freezing, set_training_mode
 from finetune.tasks import Task
 from finetune.training.batching import StepGroup
@@ -86,6 +87,12 @@ def optimizer_steps(
         _seed_step(seed, number)
         loss, tokens = _accumulate(learner, rows, group)
         norm = _clip(learner, max_gradient_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FinetuneError(
+                f"training: expected a finite loss and gradient, found loss {loss} and gradient norm {norm} at step "
+                f"{number + 1} (learning rate {rate:.2e}). Lower train.learning_rate, or warm up longer; since that "
+                "changes the recipe, start again with --force."
+            )
         learner.optimizer.step()
         learner.optimizer.zero_grad()
         yield Step(

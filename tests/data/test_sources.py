@@ -86,7 +86,7 @@ def test_the_suffix_chooses_the_reader(tmp_path: Path, name: str) -> None:
         ("rows.jsonl", b"", "{path}: expected rows, found an empty file (0 bytes)"),
         ("rows.csv", b"", "{path}: expected rows, found an empty file (0 bytes)"),
         ("rows.jsonl", None, "{path}: expected a file of rows, found nothing"),
-        ("rows.json", b"[]", "{path}: expected a file that ends in one of .csv, .jsonl, .tsv, did you mean jsonl?"),
+        ("rows.json", b"[]", "{path}: expected a file that ends in one of .csv, .jsonl, .tsv; found .json"),
     ],
 )
 def test_a_file_without_rows_is_named_with_what_was_expected(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from finetune import registry
-from finetune.evaluation.baselines import LabelledTexts
+from finetune.evaluation.baselines import STRENGTHS, LabelledTexts
 from tests.conftest import FILLER, LABEL_WORDS, make_rows
 
 LABELS = list(LABEL_WORDS)
@@ -51,7 +50,7 @@ def test_tfidf_is_a_plain_pipeline_with_the_strength_that_is_best_on_validation(
     found = entry.build({})(train, validation, texts, 3)
 
     scored = []
-    for strength in inspect.signature(entry.target).parameters["strengths"].default:
+    for strength in STRENGTHS:
         pipeline = make_pipeline(
             TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
             LogisticRegression(C=strength, max_iter=500),

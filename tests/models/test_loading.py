@@ -44,7 +44,10 @@ def test_a_folder_inside_a_package_is_found_without_running_the_package(
 @pytest.mark.parametrize(
     ("model_id", "message"),
     [
-        ("package:no_such_package_here/model", "pip install --no-deps no-such-package-here"),
+        (
+            "package:no_such_package_here/model",
+            "the module 'no_such_package_here', found none. Install the package that provides it",
+        ),
         ("package:json/model", "has no folder 'model'"),
         ("package:json/../../etc", "has no folder"),
         ("/no/such/folder", "found nothing at /no/such/folder"),

@@ -146,6 +146,10 @@ def evaluation(**changes: Any) -> dict[str, Any]:
     names = ("accuracy", "log-loss")
     return {
         "task": "text-classification",
+        "recipe": EVIL,
+        "model": "org/model",
+        "seed": 7,
+        "run_fingerprint": "0123456789abcdef",
         "split": "test",
         "rows": 3,
         "metrics": scores(*names),
@@ -167,7 +171,8 @@ def evaluation(**changes: Any) -> dict[str, Any]:
 def quantization() -> dict[str, Any]:
     speed = {"before": {"median": 2.0, "p95": 3.0}, "after": {"median": 1.0, "p95": 1.5}, "speedup": 2.0}
     return {
-        "backend": "onnx-int8", "split": "test", "rows": 3, "before": scores("accuracy"), "after": scores("accuracy"),
+        "recipe": EVIL, "backend": "onnx-int8", "split": "test", "rows": 3,
+        "before": scores("accuracy"), "after": scores("accuracy"),
         "drop": scores("accuracy"), "agreement": 0.995, "size_bytes": {"before": 90_000_000, "after": 23_000_000},
         "size_ratio": 0.2556, "speed": {"threads": 1, "tokens": 12, "batch_1": speed, "batch_32": speed},
         "gates": [{"gate": "quantized.agreement >= 0.9", "value": 0.995, "margin": 0.095, "holds": True}],
@@ -176,6 +181,7 @@ def quantization() -> dict[str, Any]:
 
 def preparation(**changes: Any) -> dict[str, Any]:
     return {
+        "name": EVIL,
         "rows_read": 1010,
         "rows_kept": 1005,
         "dropped": {"blank_text": 3, "duplicate_text": 2},
@@ -245,14 +251,17 @@ def test_an_evaluation_without_caveats_gates_and_baselines_has_no_empty_sections
         truncated={"rows": 0, "tokens_lost": 0},
     )  # fmt: skip
     report = evaluation_report(bare, {})
-    assert re.findall(r"^#+ .*", report, re.MULTILINE) == ["# Evaluation on test", "## By label"]
+    assert [line.rpartition(": ")[2] for line in re.findall(r"^#+ .*", report, re.MULTILINE)] == [
+        "evaluation on test",
+        "## By label",
+    ]
     assert "| metric | model |\n| --- | ---: |\n| accuracy | 0.500 (0.250 to 0.750) |" in report
 
 
 def test_an_evaluation_of_a_file_with_a_hostile_name_shows_the_name_and_its_picture() -> None:
     name = "my (new) rows | <b> 100%"
     page = rendered(evaluation_report(evaluation(split=name), {"Confusion matrix": f"{name}-confusion.png"}))
-    assert f"<h1>Evaluation on {html.escape(name)}</h1>" in page
+    assert f": evaluation on {html.escape(name)}</h1>" in page
     assert "<img src=" in page
     assert "<b>" not in page
 

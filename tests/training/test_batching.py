@@ -67,7 +67,7 @@ def test_evaluation_batches_hold_every_row_once_the_longest_first() -> None:
     assert LENGTHS[batches[0][0]] == max(LENGTHS)
 
 
-def test_max_steps_caps_the_epochs() -> None:
+def test_max_steps_wins_over_the_epochs() -> None:
     assert total_steps(100, batch_size=8, accumulation=2, epochs=3, max_steps=None) == 21
     assert total_steps(100, batch_size=8, accumulation=2, epochs=3, max_steps=5) == 5
-    assert total_steps(100, batch_size=8, accumulation=2, epochs=3, max_steps=500) == 21
+    assert total_steps(100, batch_size=8, accumulation=2, epochs=3, max_steps=500) == 500

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from finetune.training import checkpoints
-from finetune.training.checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
+from finetune.training.checkpoints import (
+    TrainingState,
+    latest_checkpoint,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from tests.training.test_loop import make_features, make_learner, parameters_of, take_steps
 
 
@@ -22,6 +28,7 @@ def test_a_fresh_process_that_loads_a_checkpoint_takes_exactly_the_same_steps(
     expected = take_steps(whole, features, steps=4) + take_steps(whole, features, steps=9, done=4)
     first = make_learner(tiny_model, freeze=freeze, options=options)
     take_steps(first, features, steps=4)
+    save_best(first, 2, tmp_path)
     save_checkpoint(first, TrainingState(step=4, best_step=2, best_score=0.5), tmp_path)
 
     second = make_learner(tiny_model, freeze=freeze, options=options)

@@ -1,0 +1,219 @@
+"""The training stage: which model is kept, when it stops, and what a kill at the worst moment costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import train as stage
+from finetune.artifacts import PreparedData, Run, has_scratch, partial_folder
+from finetune.errors import FinetuneError
+from finetune.models.loading import weights_digest
+from finetune.pipeline import Job
+from finetune.prepare import prepare
+from finetune.recipe import EarlyStopping, load_recipe
+from finetune.runtime import Runtime
+from finetune.train import _Patience, train
+from finetune.training.checkpoints import TrainingState
+from tests.conftest import RecipeMaker
+
+CPU = Runtime("cpu", threads=1)
+
+
+def scores_of(run: Run) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run.folder / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if "validation" in line]
+
+
+def follow(patience: _Patience, scores: list[float]) -> TrainingState:
+    state = TrainingState()
+    for step, score in enumerate(scores, start=1):
+        state = patience.update(TrainingState(**{**vars(state), "step": step}), score)
+        if state.stopped_because:
+            break
+    return state
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores", "best", "last"),
+    [
+        ({"metric": "loss"}, [3, 2, 2.5, 1, 4], 4, 5),
+        ({"metric": "log-loss"}, [3, 2, 2.5], 2, 3),
+        ({"metric": "accuracy"}, [0.5, 0.7, 0.6, 0.7], 2, 4),
+        ({"metric": "accuracy", "patience": 2}, [0.5, 0.4, 0.5, 0.9], 1, 3),
+        ({"metric": "accuracy", "patience": 2}, [0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 3, 5),
+        ({"metric": "accuracy", "min_delta": 0.1}, [0.5, 0.55, 0.65], 3, 3),
+        ({"metric": "loss", "min_delta": 0.1, "patience": 1}, [1.0, 0.95, 0.5], 1, 2),
+    ],
+)
+def test_patience_keeps_the_best_and_stops_in_time(
+    settings: dict[str, Any], scores: list[float], best: int, last: int
+) -> None:
+    state = follow(_Patience(EarlyStopping(**settings)), scores)
+    assert (state.best_step, state.step) == (best, last)
+
+
+def test_a_score_that_is_no_number_is_never_the_best() -> None:
+    with pytest.raises(FinetuneError, match="found NaN at step 1"):
+        follow(_Patience(EarlyStopping()), [float("nan")])
+
+
+@pytest.fixture
+def data(make_recipe: RecipeMaker, tmp_path: Path) -> PreparedData:
+    return prepare(load_recipe(make_recipe()), tmp_path / "data")
+
+
+def test_the_restored_weights_are_those_of_the_best_step(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    """A run that is told to end at the best step of a longer one has to end with the same weights."""
+    settings = {"max_steps": 12, "eval_every": 3, "schedule": "constant", "learning_rate": 2e-2}
+    long = train(load_recipe(make_recipe(train=settings)), data, tmp_path / "long", runtime=CPU)
+    scores = scores_of(long)
+    best = min(scores, key=lambda line: line["validation"]["loss"])["step"]
+    assert long.manifest["best_step"] == best < 12, "choose other settings: the last step is the best here"
+    short = train(
+        load_recipe(make_recipe(train={**settings, "max_steps": best})), data, tmp_path / "short", runtime=CPU
+    )
+    assert short.manifest["best_step"] == best
+    assert weights_digest(short.model_folder) == weights_digest(long.model_folder)
+
+
+def test_early_stopping_ends_the_training_and_says_why(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    stopping = {"metric": "accuracy", "patience": 2, "min_delta": 1.0}
+    recipe = load_recipe(make_recipe(train={"max_steps": 50, "eval_every": 2, "early_stopping": stopping}))
+    run = train(recipe, data, tmp_path / "run", runtime=CPU)
+    assert (run.manifest["best_step"], run.manifest["last_step"]) == (2, 6)
+    assert run.manifest["stopped_because"] == "accuracy did not improve in 2 evaluations"
+
+
+def test_max_steps_wins_over_the_epochs(make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData) -> None:
+    run = train(load_recipe(make_recipe(train={"epochs": 1, "max_steps": 9})), data, tmp_path / "run", runtime=CPU)
+    assert (run.manifest["last_step"], run.manifest["stopped_because"]) == (9, "max_steps reached")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that would clean up may run after it."""
+
+
+@pytest.mark.parametrize("moment", ["before the manifest", "after the manifest", "before the scratch is removed"])
+def test_a_kill_while_the_run_is_completed_costs_nothing(
+    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    recipe = load_recipe(make_recipe(train={"max_steps": 4, "eval_every": 2}))
+    whole = Job(recipe, tmp_path / "whole", CPU)
+    expected = weights_digest(whole.run(asked=True).model_folder)
+
+    from finetune import artifacts
+
+    target = {
+        "before the manifest": "write_json",
+        "after the manifest": "_swap",
+        "before the scratch is removed": "_remove_scratch",
+    }[moment]
+    prepare(recipe, tmp_path / "out" / "data")
+    child = os.fork()
+    if child == 0:  # a process of its own, killed at the moment without a chance to clean up
+        setattr(artifacts, target, lambda *arguments: os._exit(9))
+        train(recipe, PreparedData(tmp_path / "out" / "data"), tmp_path / "out" / "run", runtime=CPU)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    job = Job(recipe, tmp_path / "out", CPU)
+    run = job.run(asked=True)
+    assert weights_digest(run.model_folder) == expected
+    assert not has_scratch(run.folder)
+    assert not partial_folder(run.folder).exists()
+
+
+def test_a_checkpoint_whose_best_model_is_gone_does_not_count(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(make_recipe(train={"max_steps": 6, "eval_every": 2}))
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage._Training, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data, tmp_path / "run", runtime=CPU)
+    growing = partial_folder(tmp_path / "run")
+    for path in (growing / "checkpoints").glob("best-*"):
+        path.unlink()
+    run = train(recipe, data, tmp_path / "run", runtime=CPU)
+    assert run.manifest["last_step"] == 6
+
+
+def test_a_damaged_run_is_refused_and_made_again(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    recipe = load_recipe(make_recipe(train={"max_steps": 2}))
+    job = Job(recipe, tmp_path / "out", CPU)
+    run = job.run(asked=True)
+    weights = run.model_folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(FinetuneError, match=r"damaged \(model/model.safetensors has other content\)"):
+        job.report(run)
+    (run.model_folder / "tokenizer.json").unlink()
+    with pytest.raises(FinetuneError, match="model/tokenizer.json is missing"):
+        job.report(Run(run.folder))
+    again = Job(recipe, tmp_path / "out", CPU)
+    again.report(again.run(asked=True))
+    assert [stage.status for stage in again.stages] == ["skipped", "done", "done"]
+
+
+def test_a_run_learns_the_gates_of_today_without_being_trained_again(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    settings = {"max_steps": 2}
+    Job(load_recipe(make_recipe(train=settings, gates={"accuracy": ">= 0"})), tmp_path / "out", CPU).run(asked=True)
+    job = Job(load_recipe(make_recipe(train=settings, gates={"accuracy": ">= 1.01"})), tmp_path / "out", CPU)
+    run = job.run(asked=True)
+    assert [stage.status for stage in job.stages] == ["skipped", "skipped"]
+    assert [str(gate) for gate in Run(run.folder).recipe.gates] == ["accuracy >= 1.01"]
+
+
+def test_a_changed_metric_module_is_scored_anew(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    pytest.importorskip("evaluate")
+    module = """
+import datasets
+import evaluate
+class Constant(evaluate.Metric):
+    def _info(self):
+        kinds = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=kinds)
+    def _compute(self, predictions, references):
+        return {"constant": VALUE}
+"""
+    path = tmp_path / "constant.py"
+    path.write_text(module.replace("VALUE", "0.25"))
+    recipe = load_recipe(make_recipe(train={"max_steps": 2}, metrics=["accuracy", "evaluate:./constant.py"]))
+    name = f"evaluate:{path}"
+    assert recipe.metrics == ("accuracy", name), "the path resolves against the recipe's folder"
+    runtime = Runtime("cpu", threads=1, allow_code=True)
+    job = Job(recipe, tmp_path / "out", runtime)
+    run = job.run(asked=True)
+    assert job.report(run)["metrics"][name]["value"] == 0.25
+    path.write_text(module.replace("VALUE", "0.75"))
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    again = Job(recipe, tmp_path / "out", runtime)
+    again.report(run)
+    assert again.stages[-1].status == "done"
+
+
+def test_other_metrics_score_the_quantized_run_again_without_quantizing(
+    make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    settings = {"train": {"max_steps": 2}, "quantize": "onnx-int8"}
+    first = Job(load_recipe(make_recipe(**settings, metrics=["accuracy"])), tmp_path / "out", CPU)
+    quantized, _ = first.quantized(first.run(asked=True))
+    made = (quantized.model_folder / "model.onnx").stat().st_mtime_ns
+    second = Job(load_recipe(make_recipe(**settings, metrics=["accuracy", "f1-macro"])), tmp_path / "out", CPU)
+    quantized, report = second.quantized(second.run(asked=True))
+    assert list(report["drop"]) == ["accuracy", "f1-macro"]
+    assert (quantized.model_folder / "model.onnx").stat().st_mtime_ns == made
