@@ -68,6 +68,7 @@ def train_with_trainer(run: Run, data: PreparedData, folder: Path, seed: int) ->
         compute_metrics=accuracy,  # type: ignore[arg-type]
     )  # fmt: skip
     trainer.train()
+    trainer.args.train_sampling_strategy = "random"  # grouping would reorder the predictions too, and undo the pairing
     output = trainer.predict(trainer_rows(data.split("test")))  # type: ignore[arg-type]
     logits = output.predictions.astype(np.float64)
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
@@ -75,10 +76,13 @@ def train_with_trainer(run: Run, data: PreparedData, folder: Path, seed: int) ->
 
 
 def measure(source: Path, work: Path, seed: int, threads: int) -> dict[str, Any]:
-    """Return the figures of one seed."""
+    """Return the figures of one seed; those of a benchmark that was interrupted are taken from its folder."""
     import torch
 
     output = work / f"seed-{seed}"
+    finished = output / "figures.json"
+    if finished.is_file():
+        return dict(json.loads(finished.read_text()))
     command = [
         sys.executable, "-m", "finetune", "run", str(ROOT / "benchmarks/banking77.yaml"), "--json",
         "--set", f"data.source={source}", "--set", f"seed={seed}", "--output", str(output), "--threads", str(threads),
@@ -90,19 +94,22 @@ def measure(source: Path, work: Path, seed: int, threads: int) -> dict[str, Any]
     test = data.split("test")
     ours = open_run(run, Runtime("cpu")).predict(test.rows, test.features, 64)
     theirs = train_with_trainer(run, data, output / "trainer", seed)
-    behind = paired_bootstrap(["accuracy"], theirs, ours, seed)["accuracy"]
-    return {
+    assert (theirs.targets == ours.targets).all(), "both have to answer the same rows in the same order"
+    lead = paired_bootstrap(["accuracy"], ours, theirs, seed)["accuracy"]  # how much worse Trainer's model is
+    figures = {
         "seed": seed,
         "rows": len(test),
         "ours": result["report"]["metrics"]["accuracy"],
         "tfidf": result["report"]["baselines"]["tfidf-logreg"]["accuracy"],
         "trainer": float((theirs.predicted == theirs.targets).mean()),
-        "gain": (behind.value, behind.low, behind.high),
+        "gain": (lead.value, lead.low, lead.high),
         "drop": result["quantized"]["drop"]["accuracy"],
         "agreement": result["quantized"]["agreement"],
         "size_ratio": result["quantized"]["size_ratio"],
         "cpu": cost.cpu,
     }
+    finished.write_text(json.dumps(figures))
+    return figures
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def train(
             training.run()
             manifest = training.finish(inputs)
         except BaseException:
-            if latest_checkpoint(growing / "checkpoints") is None:  # nothing in it that one could go on from
+            if not any((growing / "checkpoints").glob("step-*")):  # nothing in it that one could go on from
                 shutil.rmtree(growing, ignore_errors=True)
             raise
         publish(folder, manifest)
@@ -86,10 +86,10 @@ def train(
 def _open_growing(folder: Path, inputs: dict[str, Any], *, resume: bool, force: bool) -> Path:
     """Return the folder in which the run grows: the one of an interrupted run of the same inputs, or an empty one."""
     growing = partial_folder(folder)
-    checkpoint = latest_checkpoint(growing / "checkpoints")
-    if resume and (checkpoint is None or force):
+    checkpoint = None if force else latest_checkpoint(growing / "checkpoints")
+    if resume and checkpoint is None:
         raise FinetuneError(f"--resume: expected an unfinished run with a checkpoint in {growing}, found none")
-    if checkpoint is not None and not force:
+    if checkpoint is not None:
         stored = read_json(growing / INPUTS)
         if stored.get("fingerprint") == fingerprint(inputs):
             return growing

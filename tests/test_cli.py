@@ -413,7 +413,7 @@ BAD: dict[str, tuple[Callable[[Path, Any], list[Any]], str]] = {
     ),
     "wrong role": (
         lambda p, make: ["prepare", make(data={"columns": {"texts": "body"}})],
-        "found texts. Did you mean text? Write",
+        "data.columns.texts: unknown role of text-classification, did you mean text?",
     ),
     "empty file": (
         lambda p, make: ["prepare", make(data={"source": str(write_jsonl(p / "empty.jsonl", []))})],

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from finetune.cli import app
-from finetune.documents import compose
+from finetune.documents import parse_value
 from finetune.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 
@@ -87,14 +87,13 @@ def test_every_recipe_loads(path: Path) -> None:
         load_recipe(path, check_inputs=True)
 
 
-def test_the_recipe_in_the_readme_is_valid() -> None:
-    text = (ROOT / "README.md").read_text().split("## A recipe")[1].split("```yaml\n")[1].split("```")[0]
-    assert compose(text, "README.md") is not None
-    from finetune.documents import _NodeReader
-
-    node = compose(text, "README.md")
-    assert node is not None
-    recipe = Recipe.model_validate(_NodeReader("README.md").read(node, ()))
+def test_the_recipes_in_the_readme_are_valid() -> None:
+    readme = (ROOT / "README.md").read_text()
+    recipe = Recipe.model_validate(
+        parse_value(readme.split("## A recipe")[1].split("```yaml\n")[1].split("```")[0], "README")
+    )
+    mine = parse_value(readme.split("## Your own data")[1].split("```yaml\n")[1].split("```")[0], "README")
+    assert Recipe.model_validate(mine).data.columns == {"text": "Review", "label": "Stars"}
     assert [gate.path for gate in recipe.gates] == ["accuracy", "quantized.accuracy.drop.high"]
     assert recipe.quantize is not None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.artifacts import write_json, write_tensors
+from finetune.errors import FinetuneError
 
 if TYPE_CHECKING:
     from finetune.training.loop import Learner
@@ -38,10 +39,18 @@ def trained_tensors(model: Any, frozen: frozenset[str]) -> dict[str, Any]:
 
 def load_tensors(model: Any, path: Path) -> None:
     """Put saved tensors back into the model, leaving the frozen ones as they are."""
+    unexpected = model.load_state_dict(_read_tensors(path), strict=False).unexpected_keys
+    assert not unexpected, f"{path} belongs to another model: {unexpected[:3]}"
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    unexpected = model.load_state_dict(load_file(path), strict=False).unexpected_keys
-    assert not unexpected, f"{path} belongs to another model: {unexpected[:3]}"
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise FinetuneError(f"{path}: damaged ({error}); add --force to start again") from None
 
 
 def best_path(folder: Path, step: int) -> Path:
@@ -96,12 +105,10 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def load_checkpoint(learner: Learner, checkpoint: Path) -> TrainingState:
     """Put model and optimizer back to where they were; return the state. The next step is then exactly the same."""
-    from safetensors.torch import load_file
-
     model = learner.accelerator.unwrap_model(learner.model)
     load_tensors(model, checkpoint / MODEL)
     parameters = dict(model.named_parameters())
-    for key, tensor in load_file(checkpoint / OPTIMIZER).items():
+    for key, tensor in _read_tensors(checkpoint / OPTIMIZER).items():
         name, _, slot = key.rpartition("/")
         parameter = parameters[name]
         # the fused kernels want all of a parameter's state, the step counter too, on the parameter's device
@@ -111,7 +118,10 @@ def load_checkpoint(learner: Learner, checkpoint: Path) -> TrainingState:
 
 def read_state(checkpoint: Path) -> TrainingState:
     """Return the state that a checkpoint was saved in."""
-    return TrainingState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    try:
+        return TrainingState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise FinetuneError(f"{checkpoint / STATE}: damaged; add --force to start again") from None
 
 
 def _optimizer_tensors(learner: Learner, model: Any) -> dict[str, Any]:

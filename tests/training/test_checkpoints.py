@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.errors import FinetuneError
 from finetune.training import checkpoints
 from finetune.training.checkpoints import (
     TrainingState,
     latest_checkpoint,
     load_checkpoint,
+    restore_best,
     save_best,
     save_checkpoint,
 )
@@ -74,3 +76,31 @@ def test_checkpoints_hold_tensors_and_json_and_nothing_that_runs(tiny_model: Pat
         "optimizer.safetensors",
         "state.json",
     ]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_one_message_that_says_what_helps(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    learner = make_learner(tiny_model)
+    take_steps(learner, make_features(tiny_model, 8), steps=1)
+    save_checkpoint(learner, TrainingState(step=1), tmp_path)
+    path = tmp_path / "step-0000001" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(FinetuneError, match=f"{name}: damaged.*--force"):
+        load_checkpoint(learner, tmp_path / "step-0000001")
+
+
+def test_each_best_model_has_a_file_of_its_own_until_a_checkpoint_names_it(tiny_model: Path, tmp_path: Path) -> None:
+    learner = make_learner(tiny_model)
+    save_best(learner, 2, tmp_path)
+    before = parameters_of(learner)
+    save_checkpoint(learner, TrainingState(step=2, best_step=2), tmp_path)
+    take_steps(learner, make_features(tiny_model, 8), steps=1)
+    save_best(learner, 4, tmp_path)  # and then it is killed, before the next checkpoint
+    assert sorted(path.name for path in tmp_path.glob("best-*")) == [
+        "best-0000002.safetensors",
+        "best-0000004.safetensors",
+    ]
+    restore_best(learner, 2, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in parameters_of(learner).items())
+    save_checkpoint(learner, TrainingState(step=6, best_step=4), tmp_path)
+    assert [path.name for path in tmp_path.glob("best-*")] == ["best-0000004.safetensors"]
