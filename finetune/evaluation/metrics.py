@@ -6,6 +6,7 @@ thousands of resamples at once instead of calling scikit-learn for each. Tests h
 
 from __future__ import annotations
 
+import importlib
 import numbers
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -134,7 +135,11 @@ def from_evaluate(argument: str, predictions: Predictions) -> float:
             f"evaluate:{argument} needs the evaluate library: pip install 'finetune-toolkit[evaluate]'"
         ) from None
     try:
-        module = evaluate.load(argument)
+        try:
+            module = evaluate.load(argument)
+        except ModuleNotFoundError:  # it copies the module to a folder that Python believes to know already
+            importlib.invalidate_caches()
+            module = evaluate.load(argument)
         result = module.compute(predictions=predictions.predicted.tolist(), references=predictions.targets.tolist())
     except Exception as error:  # the module is somebody's code: anything may come out of it
         raise FinetuneError(f"evaluate:{argument} cannot be computed: {type(error).__name__}: {error}") from error

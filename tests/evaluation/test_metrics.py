@@ -153,10 +153,10 @@ class Metric(evaluate.Metric):
 
 @pytest.fixture(scope="module")
 def evaluate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Send what the evaluate library writes to a temporary folder, one for all tests: Python remembers its modules."""
+    """Send what the evaluate library writes to a temporary folder; conftest.py does so for its modules."""
     evaluate = pytest.importorskip("evaluate")
     with pytest.MonkeyPatch.context() as patch:
-        for setting in ("HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "HF_MODULES_CACHE"):
+        for setting in ("HF_METRICS_CACHE", "HF_EVALUATE_CACHE"):
             patch.setattr(evaluate.config, setting, str(tmp_path_factory.mktemp(setting)))
         yield
 
