@@ -15,13 +15,14 @@ import typer
 from typer.core import TyperGroup
 
 from finetune import __version__
+from finetune.console import ConsoleProgress, print_data, print_json, print_quantized, print_report, print_run
 from finetune.errors import FinetuneError, Terminated
+from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe, check_device, load_recipe
 
 if TYPE_CHECKING:
     from finetune.artifacts import Run
     from finetune.pipeline import Job
-    from finetune.progress import Progress
     from finetune.runtime import Runtime
 
 # What the operating system says when the user's disk, paths or rights are at fault, and what helps
@@ -164,7 +165,7 @@ def validate(
     """
     checked = load_recipe(recipe, overrides or [], check_inputs=True)
     if as_json:
-        _print_json({"valid": True, "recipe": checked.resolved()})
+        print_json({"valid": True, "recipe": checked.resolved()})
     elif show:
         print(checked.to_yaml(), end="")
     else:
@@ -193,9 +194,9 @@ def prepare(
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     data = job.data(asked=True)
     if as_json:
-        _print_json({**data.report, "folder": str(data.folder)})
+        print_json({**data.report, "folder": str(data.folder)})
     elif not quiet:
-        _print_data(data.report)
+        print_data(data.report)
         print(f"report: {data.folder / 'report.md'}")
 
 
@@ -226,9 +227,9 @@ def train(
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force, resume=resume)
     run = job.run(asked=True)
     if as_json:
-        _print_json(_run_result(run))
+        print_json(_run_result(run))
     elif not quiet:
-        _print_run(run)
+        print_run(run)
 
 
 @app.command(name="eval")
@@ -262,9 +263,9 @@ def evaluate(
         job.require_test_split()
     report = job.report(run or job.run(), split=split, source=data, folder=folder)
     if as_json:
-        _print_json(report)
+        print_json(report)
     elif not quiet:
-        _print_report(report)
+        print_report(report)
     _require(report)
 
 
@@ -292,9 +293,9 @@ def quantize(
     job.require_test_split()
     quantized, report = job.quantized(run or job.run())
     if as_json:
-        _print_json({**report, "folder": str(quantized.folder)})
+        print_json({**report, "folder": str(quantized.folder)})
     elif not quiet:
-        _print_quantized(report)
+        print_quantized(report)
         print(f"run: {quantized.folder}")
     _require(report)
 
@@ -385,13 +386,13 @@ def run(
     if job.recipe.quantize:
         results["quantized"] = job.quantized(trained)[1]
     if as_json:
-        _print_json({"stages": [stage.as_json() for stage in job.stages], **results})
+        print_json({"stages": [stage.as_json() for stage in job.stages], **results})
     elif not quiet:
-        _print_data(results["data"])
-        _print_run(trained)
-        _print_report(results["report"])
+        print_data(results["data"])
+        print_run(trained)
+        print_report(results["report"])
         if "quantized" in results:
-            _print_quantized(results["quantized"])
+            print_quantized(results["quantized"])
         print(f"\nReports: {trained.reports}")
     _require(results["report"], results.get("quantized"))
 
@@ -452,9 +453,6 @@ def _runtime(recipe: Recipe, flags: Mapping[str, Any]) -> Runtime:
 
 
 def _progress(quiet: bool, verbose: bool) -> Progress:
-    from finetune.console import ConsoleProgress
-    from finetune.progress import Silent
-
     return Silent() if quiet else ConsoleProgress(verbose)
 
 
@@ -512,70 +510,3 @@ def _require(*reports: Mapping[str, Any] | None) -> None:
     from finetune.gates import require
 
     require([gate for report in reports if report for gate in report["gates"]])
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
-
-
-def _print_data(report: Mapping[str, Any]) -> None:
-    dropped = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
-    print(f"\ndata       {report['rows_read']} rows read, {report['rows_kept']} kept, dropped: {dropped or 'none'}")
-    cut = sum(split["rows"] for split in report["truncated"].values())
-    sizes = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
-    print(f"           {sizes}; {len(report.get('labels', {}))} labels; {cut} rows longer than the model reads")
-
-
-def _print_run(run: Run) -> None:
-    found = run.manifest
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items())
-    parameters = found["parameters"]
-    print(
-        f"training   best step {found['best_step']} of {found['last_step']} ({found['stopped_because']}); "
-        f"validation {scores}"
-    )
-    print(f"           {parameters['trainable']:,} of {parameters['total']:,} parameters trained; {run.model_folder}")
-
-
-def _print_report(report: Mapping[str, Any]) -> None:
-    systems = {"model": report["metrics"], **report["baselines"]}
-    print(f"\nscores on {report['rows']} rows of {report['split']}, with 95 % intervals")
-    print(" " * 18 + "".join(f"{name:>24}" for name in systems))
-    for name in report["metrics"]:
-        print(f"{name:<18}" + "".join(f"{_interval(scores[name]):>24}" for scores in systems.values()))
-    for baseline, gains in report["gains"].items():
-        name = next(iter(gains))
-        print(
-            f"gain over {baseline}: {name} {gains[name]['value']:+.3f} "
-            f"({gains[name]['low']:+.3f} to {gains[name]['high']:+.3f})"
-        )
-    if report.get("dropped"):
-        print("not scored: " + ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()))
-    if report.get("seen_in_training"):
-        print(f"warning: {report['seen_in_training']} of these rows have a text that the model was trained on")
-    _print_gates(report)
-
-
-def _print_quantized(report: Mapping[str, Any]) -> None:
-    print(f"\n{report['backend']}: {report['rows']} rows of {report['split']}, before and after")
-    for name, drop in report["drop"].items():
-        before, after = report["before"][name]["value"], report["after"][name]["value"]
-        print(
-            f"{name:<18} {before:.3f} -> {after:.3f}   "
-            f"drop {drop['value']:+.4f} ({drop['low']:+.4f} to {drop['high']:+.4f})"
-        )
-    speed = report["speed"]
-    print(
-        f"same label on {report['agreement']:.1%} of the rows; size x{report['size_ratio']:.2f}; "
-        f"{speed['batch_1']['speedup']:.2f} times faster at batch 1, {speed['batch_32']['speedup']:.2f} at batch 32"
-    )
-    _print_gates(report)
-
-
-def _print_gates(report: Mapping[str, Any]) -> None:
-    for gate in report["gates"]:
-        print(f"gate {gate['gate']}: {'holds' if gate['holds'] else 'FAILS'} (found {gate['value']:.4f})")
-
-
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})"

@@ -1,15 +1,19 @@
-"""How progress looks: a bar on a terminal, plain lines elsewhere, nothing when the user wants quiet."""
+"""What the command line shows: progress on standard error, results on standard output."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.progress import Bar
+
+if TYPE_CHECKING:
+    from finetune.artifacts import Run
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -91,3 +95,76 @@ class PlainBar:
         left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
         line = f"{self.title} {self.done}/{self.total}  {text}  {left:.0f} s left"
         print(" ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a result as the one JSON document on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def print_data(report: Mapping[str, Any]) -> None:
+    """Print what became of the rows."""
+    dropped = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
+    print(f"\ndata       {report['rows_read']} rows read, {report['rows_kept']} kept, dropped: {dropped or 'none'}")
+    cut = sum(split["rows"] for split in report["truncated"].values())
+    sizes = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
+    print(f"           {sizes}; {len(report.get('labels', {}))} labels; {cut} rows longer than the model reads")
+
+
+def print_run(run: Run) -> None:
+    """Print what training gave."""
+    found = run.manifest
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items())
+    parameters = found["parameters"]
+    print(
+        f"training   best step {found['best_step']} of {found['last_step']} ({found['stopped_because']}); "
+        f"validation {scores}"
+    )
+    print(f"           {parameters['trainable']:,} of {parameters['total']:,} parameters trained; {run.model_folder}")
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Print an evaluation: metrics beside the baselines, gains, caveats, gates."""
+    systems = {"model": report["metrics"], **report["baselines"]}
+    print(f"\nscores on {report['rows']} rows of {report['split']}, with 95 % intervals")
+    print(" " * 18 + "".join(f"{name:>24}" for name in systems))
+    for name in report["metrics"]:
+        print(f"{name:<18}" + "".join(f"{_interval(scores[name]):>24}" for scores in systems.values()))
+    for baseline, gains in report["gains"].items():
+        name = next(iter(gains))
+        print(
+            f"gain over {baseline}: {name} {gains[name]['value']:+.3f} "
+            f"({gains[name]['low']:+.3f} to {gains[name]['high']:+.3f})"
+        )
+    if report.get("dropped"):
+        print("not scored: " + ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()))
+    if report.get("seen_in_training"):
+        print(f"warning: {report['seen_in_training']} of these rows have a text that the model was trained on")
+    print_gates(report)
+
+
+def print_quantized(report: Mapping[str, Any]) -> None:
+    """Print a before/after report."""
+    print(f"\n{report['backend']}: {report['rows']} rows of {report['split']}, before and after")
+    for name, drop in report["drop"].items():
+        before, after = report["before"][name]["value"], report["after"][name]["value"]
+        print(
+            f"{name:<18} {before:.3f} -> {after:.3f}   "
+            f"drop {drop['value']:+.4f} ({drop['low']:+.4f} to {drop['high']:+.4f})"
+        )
+    speed = report["speed"]
+    print(
+        f"same label on {report['agreement']:.1%} of the rows; size x{report['size_ratio']:.2f}; "
+        f"{speed['batch_1']['speedup']:.2f} times faster at batch 1, {speed['batch_32']['speedup']:.2f} at batch 32"
+    )
+    print_gates(report)
+
+
+def print_gates(report: Mapping[str, Any]) -> None:
+    """Print each gate and whether it holds."""
+    for gate in report["gates"]:
+        print(f"gate {gate['gate']}: {'holds' if gate['holds'] else 'FAILS'} (found {gate['value']:.4f})")
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})"

@@ -175,7 +175,8 @@ def preparation_report(report: Mapping[str, Any]) -> str:
     ]
     parts = [
         f"# {escape(report['name'])}: data preparation",
-        f"{report['rows_read']} rows read, {report['rows_kept']} kept, {sum(report['dropped'].values())} dropped "
+        f"{escape(report['source'])}, seed {report['seed']}: {report['rows_read']} rows read, "
+        f"{report['rows_kept']} kept, {sum(report['dropped'].values())} dropped "
         "(each with its line and reason in `dropped.jsonl`).",
         table(["reason", "rows dropped"], dropped),
         "## Splits",

@@ -182,6 +182,8 @@ def quantization() -> dict[str, Any]:
 def preparation(**changes: Any) -> dict[str, Any]:
     return {
         "name": EVIL,
+        "source": "rows.jsonl",
+        "seed": 7,
         "rows_read": 1010,
         "rows_kept": 1005,
         "dropped": {"blank_text": 3, "duplicate_text": 2},
