@@ -15,7 +15,15 @@ import typer
 from typer.core import TyperGroup
 
 from finetune import __version__
-from finetune.console import ConsoleProgress, print_data, print_json, print_quantized, print_report, print_run
+from finetune.console import (
+    ConsoleProgress,
+    print_data,
+    print_json,
+    print_quantized,
+    print_report,
+    print_run,
+    printable,
+)
 from finetune.errors import FinetuneError, Terminated
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe, check_device, load_recipe
@@ -71,7 +79,7 @@ class Application(TyperGroup):
 def _fail(message: str, code: int, prefix: str = "error: ") -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
-    print(f"{prefix}{message}", file=sys.stderr, flush=True)
+    print(printable(f"{prefix}{message}"), file=sys.stderr, flush=True)
     sys.exit(code)
 
 

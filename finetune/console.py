@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 PLAIN_EVERY_SECONDS = 10.0
 
 
+def printable(text: str) -> str:
+    """Replace control characters, so that a column's name out of a file cannot steer the terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
 @dataclass
 class ConsoleProgress:
     """Writes notes and bars to standard error."""
@@ -27,6 +32,7 @@ class ConsoleProgress:
 
     def note(self, message: str) -> None:
         """Print one message, above the bar if there is one."""
+        message = printable(message)
         if self._live is not None:
             self._live.console.print(message, markup=False, highlight=False, soft_wrap=True)
         else:

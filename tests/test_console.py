@@ -64,3 +64,8 @@ def test_a_terminal_gets_a_bar_with_the_text_beside_it_and_notes_above_it() -> N
     assert "4/4" in text
     assert "loss [3]" in text, "brackets in the text are no markup"
     assert "note [0]" in text
+
+
+def test_text_from_data_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleProgress().note("columns: \x1b[31mbody\x07, intent\nnext line")
+    assert capsys.readouterr().err == "columns: \ufffd[31mbody\ufffd, intent\nnext line\n"
