@@ -73,7 +73,8 @@ class Application(TyperGroup):
         except OSError as error:
             if error.errno not in DISK_ADVICE:
                 raise
-            _fail(f"{error.filename or error}: {DISK_ADVICE[error.errno]}", 2)
+            where = f"{error.filename}: " if error.filename else ""  # some libraries do not name the file
+            _fail(where + DISK_ADVICE[error.errno], 2)
 
 
 def _fail(message: str, code: int, prefix: str = "error: ") -> NoReturn:
