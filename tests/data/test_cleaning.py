@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from finetune.data.cleaning import Pipeline, html, unicode, urls, whitespace
+from finetune.data.cleaning import Pipeline
+from finetune.data.cleaning.characters import unicode, whitespace
+from finetune.data.cleaning.markup import html
+from finetune.data.cleaning.masking import urls
 from finetune.errors import FinetuneError
 
 
@@ -21,6 +24,7 @@ from finetune.errors import FinetuneError
         ("zero\u200bwidth soft\u00adhyphen \ufeffmark", "zerowidth softhyphen mark"),
         ("\u202eright to left\u202c \u2067isolate\u2069 \u200fmark", "right to left isolate mark"),
         ("bell\x07 escape\x1b delete\x7f", "bell escape delete"),
+        ("page\x0cbreak\x1funit", "page break unit"),
         ("lines\r\nand\u2028more\n\ttabs", "lines\nand\nmore\n\ttabs"),
         ("\uff26\uff55\uff4c\uff4c", "Full"),
         ("&amp; <b>stays</b>", "&amp; <b>stays</b>"),

@@ -2,155 +2,183 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import unescape
-from html.parser import HTMLParser
-from typing import Any, Literal
+from typing import Any
 
-from finetune.registry import cleaners
+from finetune.data.cleaning.alignment import clean_tokens, keep_tokens
+from finetune.errors import FinetuneError
+from finetune.registry import Entry, cleaners
 
 EXAMPLES_KEPT = 3
-Clean = Callable[[str], str]
+EXAMPLE_CHARACTERS = 300
+Clean = Callable[[str], str | None]
 
 
 @dataclass
 class CleanerReport:
-    """What one cleaner did: how many rows it changed, and the first few before and after."""
+    """What one cleaner did: how many rows it changed and how many it rejected, and the first few before and after.
+
+    A cleaner whose action is `keep` changes nothing; the rows in which it found something count as touched.
+    The `after` of a rejected row is empty.
+    """
 
     name: str
     rows_touched: int = 0
+    rows_rejected: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)
 
-    def count(self, before: str, after: str) -> None:
-        """Count one text if the cleaner changed it."""
-        if before == after:
-            return
-        self.rows_touched += 1
+    def count(self, before: str, after: str, *, rejected: bool = False) -> None:
+        """Count one row that the cleaner changed or rejected, and keep it if it is a new example and there is room."""
+        self.rows_rejected += rejected
+        self.rows_touched += not rejected
         if len(self.examples) < EXAMPLES_KEPT:
-            self.examples.append({"before": before[:300], "after": after[:300]})
+            self._keep({"before": before[:EXAMPLE_CHARACTERS], "after": after[:EXAMPLE_CHARACTERS]})
+
+    def merge(self, other: CleanerReport) -> None:
+        """Add the other's counts, and its examples behind this one's as long as there is room."""
+        assert self.name == other.name, "reports of two cleaners cannot be merged"
+        self.rows_touched += other.rows_touched
+        self.rows_rejected += other.rows_rejected
+        for example in other.examples:
+            self._keep(dict(example))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as an entry of the report."""
+        return {
+            "name": self.name,
+            "rows_touched": self.rows_touched,
+            "rows_rejected": self.rows_rejected,
+            "examples": self.examples,
+        }
+
+    def _keep(self, example: dict[str, str]) -> None:
+        if len(self.examples) < EXAMPLES_KEPT and example not in self.examples:
+            self.examples.append(example)
+
+
+class _Step:
+    """One cleaner with its options and its counts."""
+
+    def __init__(self, entry: Entry, options: Mapping[str, Any]) -> None:
+        self.name = entry.name
+        self.filters_rows = entry.attributes.get("tokens") == "row"
+        # `keep` only counts: the cleaner removes what it finds from a copy, and the copy is thrown away
+        self.only_counts = options.get("action") == "keep"
+        self.clean: Clean = entry.build({**options, "action": "remove"} if self.only_counts else options)
+        self.reason = f"rejected_by_{entry.name}"
+        self.report = CleanerReport(entry.name)
+
+    def texts(self, texts: list[str]) -> list[str | None]:
+        """Return the cleaned texts, None for each that is rejected, and count what changed."""
+        cleaned = list(map(self.clean, texts))
+        if cleaned == texts:
+            return cleaned
+        for before, after in zip(texts, cleaned, strict=True):
+            if before is not after and before != after:
+                shown = before if self.only_counts else after
+                self.report.count(before, shown or "", rejected=shown is None)
+        return [*texts] if self.only_counts else cleaned
+
+    def tokens(self, tokens: list[str], tags: list[str] | None) -> tuple[list[str], list[str] | None, str]:
+        """Return the cleaned tokens, their tags and `""`, or two empty lists and why the row is rejected."""
+        before = " ".join(tokens)
+        if self.filters_rows:
+            return (tokens, tags, "") if self.clean(before) is not None else self._reject(before, tags, self.reason)
+        cleaned = clean_tokens(tokens, self.clean)
+        if cleaned == tokens:
+            return tokens, tags, ""
+        if self.only_counts:
+            self.report.count(before, before)
+            return tokens, tags, ""
+        kept = keep_tokens(cleaned, tags)
+        if kept is None:
+            return self._reject(before, tags, f"entity_lost_by_{self.name}")
+        self.report.count(before, " ".join(kept[0]))
+        return *kept, "" if kept[0] else "nothing_left_after_cleaning"
+
+    def _reject(self, before: str, tags: list[str] | None, reason: str) -> tuple[list[str], list[str] | None, str]:
+        self.report.count(before, "", rejected=True)
+        return [], None if tags is None else [], reason
 
 
 class Pipeline:
-    """The recipe's cleaners in their order; the same ones run in `prepare`, `eval --data` and `predict`."""
+    """The recipe's cleaners in their order; the same ones run wherever a model meets text.
 
-    def __init__(self, parts: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-        self._steps: list[tuple[Clean, CleanerReport]] = [
-            (cleaners.get(name).build(options), CleanerReport(name)) for name, options in parts
-        ]
+    `parts` are names and options; `tokens` says that the rows are tokens with tags, which some cleaners refuse.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, Mapping[str, Any]]], *, tokens: bool = False) -> None:
+        entries = [(cleaners.get(name), options) for name, options in parts]
+        if tokens:
+            _demand_alignment([entry for entry, _ in entries])
+        self._steps = [_Step(entry, options) for entry, options in entries]
+        self._for_tokens = tokens
 
     def __call__(self, text: str) -> str:
-        """Return the cleaned text."""
-        for clean, report in self._steps:
-            cleaned = clean(text)
-            report.count(text, cleaned)
-            text = cleaned
-        return text
+        """Return the cleaned text; `""` if a cleaner rejects it."""
+        return self.text(text)[0]
+
+    def text(self, text: str) -> tuple[str, str]:
+        """Return the cleaned text and `""`, or `""` and why it is rejected."""
+        cleaned, rejected = self.texts([text])
+        return cleaned[0], rejected.get(0, "")
+
+    def texts(self, texts: Sequence[str]) -> tuple[list[str], dict[int, str]]:
+        """Return the cleaned texts, and why the rejected ones are, by index; the text of these is `""`."""
+        current, places = list(texts), list(range(len(texts)))
+        rejected: dict[int, str] = {}
+        for step in self._steps:
+            cleaned = step.texts(current)
+            if None in cleaned:
+                rejected |= {place: step.reason for place, text in zip(places, cleaned, strict=True) if text is None}
+                places = [place for place in places if place not in rejected]
+            current = [text for text in cleaned if text is not None]
+        if not rejected:
+            return current, {}
+        result = [""] * len(texts)
+        for place, text in zip(places, current, strict=True):
+            result[place] = text
+        return result, dict(sorted(rejected.items()))
+
+    def tokens(self, tokens: Sequence[str], tags: Sequence[str] | None) -> tuple[list[str], list[str] | None, str]:
+        """Return the cleaned tokens, the IOB2 tags of those that are left (None as given), and `""`.
+
+        A row that is rejected gives no tokens, no tags and the reason: `rejected_by_…`, `entity_lost_by_…` when the
+        cleaner takes every token of an entity, or `nothing_left_after_cleaning`.
+        """
+        assert self._for_tokens, "build the pipeline with tokens=True"
+        current, current_tags, reason = list(tokens), None if tags is None else list(tags), ""
+        for step in self._steps:
+            current, current_tags, reason = step.tokens(current, current_tags)
+            if reason:
+                break
+        return current, current_tags, reason
 
     @property
     def reports(self) -> list[CleanerReport]:
-        """What each cleaner did so far."""
-        return [report for _, report in self._steps]
+        """What each cleaner did since the reports were last taken."""
+        return [step.report for step in self._steps]
+
+    def take_reports(self) -> list[CleanerReport]:
+        """Return what each cleaner did since the last call, and start counting anew."""
+        taken = self.reports
+        for step in self._steps:
+            step.report = CleanerReport(step.name)
+        return taken
 
 
-# C0 and C1 control characters, zero-width characters, soft hyphens, marks of direction, byte-order marks
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
-)
-
-
-@cleaners.register("unicode")
-def unicode(text: str, *, form: Literal["NFC", "NFKC"] = "NFC", straight_quotes: bool = True) -> str:
-    """Repair mojibake (`donâ€™t`), drop invisible characters and bring the text to one normal form.
-
-    The repair is ftfy's, see https://ftfy.readthedocs.io; markup and entities are left to the `html` cleaner.
-    """
-    import ftfy
-
-    fixed = ftfy.fix_text(text, unescape_html=False, uncurl_quotes=straight_quotes, normalization=None)
-    return unicodedata.normalize(form, _INVISIBLE.sub("", fixed))
-
-
-@cleaners.register("whitespace")
-def whitespace(text: str, *, keep_lines: bool = False) -> str:
-    """Turn every run of white space into one blank and strip both ends; `keep_lines` keeps single line breaks."""
-    if not keep_lines:
-        return " ".join(text.split())
-    return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
-
-
-_MARKUP = re.compile(r"<[a-zA-Z/!]|&[#a-zA-Z]")
-_BREAKING = re.compile(
-    "address|article|aside|blockquote|br|caption|dd|div|dl|dt|fieldset|figcaption|figure|footer|form|h[1-6]|header|hr"
-    "|li|main|nav|ol|option|p|pre|section|table|td|th|tr|ul"
-)
-_HIDDEN = {"script", "style", "head", "title", "template"}
-
-
-@cleaners.register("html")
-def html(text: str, *, keep_links: bool = False) -> str:
-    """Remove HTML tags, comments, scripts and styles and decode entities; text without markup is left alone.
-
-    `keep_links` writes the address of a link in brackets behind its words.
-    """
-    if not _MARKUP.search(text):
-        return text
-    extractor = _TextExtractor(keep_links)
-    extractor.feed(text)
-    if extractor.rawdata.startswith("<"):  # "5 apples <b and more": a tag without an end is text; Pythons differ here
-        extractor.parts.append(unescape(extractor.rawdata))
-    else:
-        extractor.close()
-    return "".join(extractor.parts)
-
-
-class _TextExtractor(HTMLParser):
-    def __init__(self, keep_links: bool) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._keep_links = keep_links
-        self._hidden: list[str] = []
-        self._links: list[str] = []
-
-    def parse_marked_section(self, i: int, report: bool = True) -> int:
-        """Take `<![word[` for a comment, as browsers do; the library's own parser fails on it."""
-        if self.rawdata.startswith("<![CDATA[", i):
-            return super().parse_marked_section(i, report)
-        return self.parse_bogus_comment(i, report)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _HIDDEN:
-            self._hidden.append(tag)
-        if _BREAKING.fullmatch(tag):
-            self.parts.append("\n")
-        if tag == "a":
-            self._links.append(dict(attrs).get("href") or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        if _BREAKING.fullmatch(tag):
-            self.parts.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._hidden and tag == self._hidden[-1]:
-            self._hidden.pop()
-        if _BREAKING.fullmatch(tag):
-            self.parts.append("\n")
-        if tag == "a" and self._links:
-            address = self._links.pop()
-            if self._keep_links and address:
-                self.parts.append(f" [{address}]")
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.parts.append(data)
-
-
-_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"']+[^\s<>\"'.,;:!?)\]}]", re.IGNORECASE)
-
-
-@cleaners.register("urls")
-def urls(text: str, *, action: Literal["mask", "remove"] = "mask", mask: str = "[URL]") -> str:
-    """Replace web addresses by a mask, or remove them."""
-    return _URL.sub(lambda _: mask if action == "mask" else "", text)
+def _demand_alignment(entries: Sequence[Entry]) -> None:
+    """Raise FinetuneError naming the cleaners that cannot keep tokens and tags side by side."""
+    refusing = [entry for entry in entries if "tokens" not in entry.attributes]
+    if not refusing:
+        return
+    found = "; ".join(
+        f"{entry.name} ({entry.attributes.get('across', 'it works on whole texts')})" for entry in refusing
+    )
+    able = ", ".join(name for name in cleaners.names() if "tokens" in cleaners.get(name).attributes)
+    raise FinetuneError(
+        f"data.clean: expected cleaners that keep one tag for each token, as the rows are tokens with tags; found "
+        f"{found}. Take them out of data.clean, and clean the texts before they are cut into tokens; these work on "
+        f"tokens: {able}."
+    )
