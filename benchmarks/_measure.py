@@ -22,28 +22,29 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Cost:
-    """What a child process cost: seconds by the clock, seconds of CPU, and the peak of its private memory in bytes."""
+    """What a child process and its own children cost: seconds by the clock and of CPU, the peak of RssAnon in bytes."""
 
     wall: float
     cpu: float
     memory: int
 
 
-def run_child(command: Sequence[str], cwd: Path, check: bool = True) -> tuple[Cost, str]:
+def run_child(
+    command: Sequence[str], cwd: Path, check: bool = True, env: dict[str, str] | None = None
+) -> tuple[Cost, str]:
     """Run a command; return its cost (its own children included) and its standard output."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **(env or {})},
+    )  # fmt: skip
     peak = 0
 
     def watch() -> None:
         nonlocal peak
         while process.returncode is None:
-            try:
-                rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            except OSError:
-                return
-            peak = max(peak, sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if "Private_" in line))
-            time.sleep(0.5)
+            peak = max(peak, sum(map(anonymous_memory, [process.pid, *descendants(process.pid)])))
+            time.sleep(0.1)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -62,6 +63,26 @@ def run_child(command: Sequence[str], cwd: Path, check: bool = True) -> tuple[Co
     if check and process.returncode:
         sys.exit(f"{' '.join(command)}\nexit {process.returncode}\n{errors[0]}")
     return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, peak), output[0]
+
+
+def anonymous_memory(pid: int) -> int:
+    """Return a process's RssAnon in bytes: its own memory, without files that it has mapped."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have."""
+    try:
+        children = [
+            int(text) for path in Path(f"/proc/{pid}/task").glob("*/children") for text in path.read_text().split()
+        ]
+    except OSError:
+        return []
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def median(values: Sequence[float]) -> float:

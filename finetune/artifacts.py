@@ -14,12 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
 from finetune.recipe import Recipe, load_recipe
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 QUANTIZATION_REPORT = "quantization"
 # What an artifact needs while it grows: checkpoints, and what the growing run is made from
@@ -215,8 +219,8 @@ def has_manifest(folder: Path) -> bool:
 
 
 REQUIRED_KEYS = {
-    "data": ("labels", "roles", "splits", "fingerprint", "inputs"),
-    "run": ("format", "labels", "fingerprint", "inputs", "data_fingerprint"),
+    "data": ("labels", "roles", "features", "splits", "limits", "fingerprint", "inputs"),
+    "run": ("format", "labels", "limits", "fingerprint", "inputs", "data_fingerprint"),
 }
 
 
@@ -240,42 +244,117 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
 
 
 class FeatureTable(Sequence[dict[str, Any]]):
-    """The model's features of a split, one row at a time, from flat arrays: a million rows are no million objects."""
+    """The model's features of a split, one entry a window, straight from the memory-mapped file.
+
+    A row that was not cut into windows is one window. `row_ids` says to which row each window belongs; the features
+    of a row with several have a `weight`, so that they count as one row together.
+    """
 
     def __init__(self, table: Any) -> None:
-        """Take the feature columns of an Arrow table: lists of int32, or one number a row."""
+        """Take feature columns: one number a row, lists of int32, or lists of those: one a window."""
         import numpy as np
-        import pyarrow as pa
 
-        self._rows = table.num_rows
-        self._scalars: dict[str, Any] = {}
-        self._lists: dict[str, tuple[Any, Any]] = {}
-        for name in table.column_names:
-            column = table[name].combine_chunks()
-            if pa.types.is_list(column.type):
-                offsets = np.asarray(column.offsets)
-                self._lists[name] = (offsets, np.asarray(column.values))
-            else:
-                self._scalars[name] = np.asarray(column)
+        self._chunks = [_FeatureChunk(batch) for batch in table.to_batches() if batch.num_rows]
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
+        rows = np.cumsum([0, *(chunk.rows for chunk in self._chunks)])
+        self.row_ids: NDArray[np.int64] = np.concatenate(
+            [np.zeros(0, np.int64), *(chunk.row_ids + first for chunk, first in zip(self._chunks, rows, strict=False))]
+        )
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens per row."""
-        offsets = self._lists["input_ids"][0]
-        return [int(length) for length in offsets[1:] - offsets[:-1]]
+        """Tokens per window."""
+        return [length for chunk in self._chunks for length in chunk.lengths]
 
     def __len__(self) -> int:
-        return int(self._rows)
+        return int(self._starts[-1])
 
     def __getitem__(self, index: Any) -> Any:
-        if not -self._rows <= index < self._rows:
+        if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= self._rows
-        row: dict[str, Any] = {
-            name: values[offsets[index] : offsets[index + 1]].tolist()
+        index %= len(self)
+        number = int(self._starts.searchsorted(index, side="right")) - 1
+        return self._chunks[number].window(int(index - self._starts[number]))
+
+
+class _FeatureChunk:
+    """The features of some rows as flat arrays over the file's own bytes."""
+
+    def __init__(self, batch: Any) -> None:
+        import numpy as np
+        import pyarrow as pa
+
+        self.rows = batch.num_rows
+        self._scalars: dict[str, Any] = {}
+        self._row_lists: dict[str, tuple[Any, Any]] = {}
+        self._lists: dict[str, tuple[Any, Any]] = {}
+        self._in_windows = pa.types.is_list(batch.schema.field("input_ids").type.value_type)
+        outer = None
+        for name in batch.schema.names:
+            column = batch[name]
+            if not pa.types.is_list(column.type):
+                self._scalars[name] = np.asarray(column)
+            elif pa.types.is_list(column.type.value_type):
+                outer = np.asarray(column.offsets)
+                inner = column.values
+                self._lists[name] = (np.asarray(inner.offsets), np.asarray(inner.values))
+            else:
+                lists = self._row_lists if self._in_windows else self._lists
+                lists[name] = (np.asarray(column.offsets), np.asarray(column.values))
+        if outer is None:
+            self._first, self.row_ids, self._counts = 0, np.arange(self.rows), np.ones(self.rows, np.int64)
+        else:
+            self._first, self._counts = int(outer[0]), np.diff(outer)
+            self.row_ids = np.repeat(np.arange(self.rows), self._counts)
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        offsets = self._lists["input_ids"][0][self._first : self._first + len(self) + 1]
+        return (offsets[1:] - offsets[:-1]).tolist()  # type: ignore[no-any-return]
+
+    def window(self, index: int) -> dict[str, Any]:
+        row, position = int(self.row_ids[index]), index + self._first
+        found: dict[str, Any] = {
+            name: values[offsets[position] : offsets[position + 1]].tolist()
             for name, (offsets, values) in self._lists.items()
         }
-        return row | {name: values[index].item() for name, values in self._scalars.items()}
+        for name, (offsets, values) in self._row_lists.items():
+            found[name] = values[offsets[row] : offsets[row + 1]].tolist()
+        for name, values in self._scalars.items():
+            found[name] = values[row].item()
+        if self._in_windows:
+            found["weight"] = 1.0 / int(self._counts[row])
+        return found
+
+
+def feature_table(features: Mapping[str, Any]) -> FeatureTable:
+    """Return features that were just made (Arrow arrays, one entry a row) as those of a split are read."""
+    import pyarrow as pa
+
+    return FeatureTable(pa.table(dict(features)))
+
+
+class RowTable(Sequence[dict[str, Any]]):
+    """The readable values of a split, row by row, from the memory-mapped file."""
+
+    def __init__(self, table: Any) -> None:
+        """Take the columns that people read."""
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._table.slice(index % len(self), 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._table.to_batches(max_chunksize=1000):
+            yield from batch.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -284,13 +363,8 @@ class Split:
 
     name: str
     lines: list[int]
-    rows: list[dict[str, Any]]
+    rows: RowTable
     features: FeatureTable
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens per row."""
-        return self.features.lengths
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -335,26 +409,13 @@ class PreparedData:
             raise FinetuneError(f"{self.folder}: damaged ({'; '.join(damaged)}); prepare again with --force")
         with pa.memory_map(str(self.folder / f"{name}.arrow")) as source, pa.ipc.open_stream(source) as reader:
             table = reader.read_all()
-        roles = self.manifest["roles"]
-        features = [column for column in table.column_names if column not in {"line", "length", *roles}]
-        rows = table.select(roles).to_pylist()
-        return Split(name, table["line"].to_pylist(), rows, FeatureTable(table.select(features)))
+        rows, features = table.select(self.manifest["roles"]), table.select(self.manifest["features"])
+        return Split(name, table["line"].to_pylist(), RowTable(rows), FeatureTable(features))
 
-
-def write_split(
-    path: Path, lines: Sequence[int], values: Mapping[str, list[Any]], features: Mapping[str, list[Any]]
-) -> None:
-    """Write one split as an Arrow IPC stream, the form that `datasets.Dataset.from_file` opens."""
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {"line": pa.array(lines, pa.int64())}
-    columns |= {role: pa.array(column, pa.string()) for role, column in values.items()}
-    for name, column in features.items():
-        columns[name] = pa.array(column, pa.int32() if name.endswith("_id") else pa.list_(pa.int32()))
-    columns["length"] = pa.array([len(ids) for ids in features["input_ids"]], pa.int32())
-    table = pa.table(columns)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
+    @property
+    def limits(self) -> dict[str, Any]:
+        """How long a row may become, as it was decided: `max_length`, `overflow`, `stride`."""
+        return dict(self.manifest["limits"])
 
 
 @dataclass(frozen=True)
@@ -382,6 +443,11 @@ class Run:
     def labels(self) -> list[str]:
         """The labels in the order of their indices."""
         return list(self.manifest["labels"])
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """How long a row may become for this model: `max_length`, `overflow`, `stride`."""
+        return dict(self.manifest["limits"])
 
     @property
     def model_folder(self) -> Path:

@@ -19,12 +19,13 @@ from finetune.console import (
     ConsoleProgress,
     print_data,
     print_json,
+    print_preview,
     print_quantized,
     print_report,
     print_run,
     printable,
 )
-from finetune.errors import FinetuneError, Terminated
+from finetune.errors import FinetuneError, GateFailed, Terminated
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe, check_device, load_recipe
 
@@ -186,6 +187,12 @@ def prepare(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     output: OutputOption = None,
+    check_only: Annotated[
+        bool, typer.Option("--check", help="Only check the rows: write nothing, exit 3 if a check finds an error.")
+    ] = False,
+    preview: Annotated[
+        int | None, typer.Option("--preview", min=1, metavar="N", help="Show N rows that data.augment would make.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -194,12 +201,16 @@ def prepare(
     threads: ThreadsOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Clean, split and tokenize the rows, with a report on every row that was dropped or cut.
+    """Clean, check, split and tokenize the rows, with a report on every row that was dropped or cut.
 
     \b
     finetune prepare recipes/quickstart.yaml
+    finetune prepare recipes/quickstart.yaml --check
     finetune prepare recipes/quickstart.yaml --set data.source=data/messy.jsonl --output /tmp/messy --json
     """
+    if check_only or preview:
+        _prepare_nothing(load_recipe(recipe, overrides or [], check_inputs=True), preview, as_json, quiet, verbose)
+        return
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     data = job.data(asked=True)
     if as_json:
@@ -347,15 +358,36 @@ def predict(
         print(json.dumps(answer, ensure_ascii=False), flush=input_file is None)
 
 
+def _prepare_nothing(recipe: Recipe, preview: int | None, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Do what `prepare` does with the rows without writing anything; exit 3 if a check finds an error."""
+    from finetune.prepare import check, preview_augmentation
+
+    if preview is not None:
+        rows = preview_augmentation(recipe, preview, progress=_progress(quiet, verbose))
+        if as_json:
+            print_json([dict(zip(("operation", "before", "after"), row, strict=True)) for row in rows])
+        else:
+            print_preview(rows)
+        return
+    report = check(recipe, progress=_progress(quiet, verbose))
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        print_data(report)
+    errors = [found["check"] for found in report["warnings"] if found["severity"] == "error"]
+    if errors:
+        raise GateFailed(f"the data has {len(errors)} error{'s' * (len(errors) > 1)}: {', '.join(errors)}")
+
+
 def _answers(answering: Any, text: list[str] | None, input_file: Path | None) -> Iterator[dict[str, Any]]:
-    from finetune import registry
+    from finetune.data.sources import known_suffixes
 
     if text:
         return answering.texts(text)  # type: ignore[no-any-return]
     if input_file is None:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         return answering.lines(sys.stdin)  # type: ignore[no-any-return]
-    if input_file.suffix.removeprefix(".").lower() in registry.sources.names():
+    if input_file.suffix.removeprefix(".").lower() in set(known_suffixes()) - {"txt"}:
         return answering.file(input_file)  # type: ignore[no-any-return]
     try:
         lines = input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.artifacts import Run
 
 PLAIN_EVERY_SECONDS = 10.0
+SHOWN_FINDINGS, SHOWN_STEPS = 5, 3
 
 
 def printable(text: str) -> str:
@@ -44,7 +45,7 @@ class ConsoleProgress:
             self.note(message)
 
     @contextmanager
-    def bar(self, title: str, total: int, start: int = 0) -> Iterator[Bar]:
+    def bar(self, title: str, total: int | None, start: int = 0) -> Iterator[Bar]:
         """Show a bar on a terminal, or a line now and then elsewhere."""
         if not sys.stderr.isatty() or self._live is not None:
             yield PlainBar(title, total, start)
@@ -82,7 +83,7 @@ class PlainBar:
     """A bar for logs: a line when some time has passed, and one at the end."""
 
     title: str
-    total: int
+    total: int | None
     done: int
     started: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
@@ -94,12 +95,15 @@ class PlainBar:
         """Move forward; print if it is time."""
         self.done += count
         now = time.monotonic()
-        finished = self.done >= self.total
+        finished = self.total is not None and self.done >= self.total
         if now - self.last < PLAIN_EVERY_SECONDS and not (finished and now - self.started > PLAIN_EVERY_SECONDS):
             return
         self.last = now
-        left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
-        line = f"{self.title} {self.done}/{self.total}  {text}  {left:.0f} s left"
+        if self.total is None:
+            line = f"{self.title} {self.done}  {text}"
+        else:
+            left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
+            line = f"{self.title} {self.done}/{self.total}  {text}  {left:.0f} s left"
         print(" ".join(line.split()), file=sys.stderr, flush=True)
 
 
@@ -108,13 +112,40 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
 
 
+def print_preview(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Print rows before and after augmentation, side by side."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("operation", "before", "after", show_lines=True)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
 def print_data(report: Mapping[str, Any]) -> None:
-    """Print what became of the rows."""
-    dropped = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
-    print(f"\ndata       {report['rows_read']} rows read, {report['rows_kept']} kept, dropped: {dropped or 'none'}")
-    cut = sum(split["rows"] for split in report["truncated"].values())
-    sizes = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
-    print(f"           {sizes}; {len(report.get('labels', {}))} labels; {cut} rows longer than the model reads")
+    """Print what became of the rows, what was found, and what to do next, in a dozen lines."""
+    from finetune.reports.next_steps import next_steps
+
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in report["dropped"].items())
+    sizes = ", ".join(f"{name} {count:,}" for name, count in report["splits"].items())
+    made = f" (+{report['augmented']['rows']:,} augmented)" if "augmented" in report else ""
+    labels = f"; {len(report['labels']):,} labels" if "labels" in report else ""
+    cut = sum(split["rows"] for split in report.get("truncated", {}).values())
+    longer = f"; {cut:,} rows longer than the model reads" if "truncated" in report else ""
+    print(f"\ndata       {report['rows_read']:,} rows read, {report['rows_kept']:,} kept, dropped: {dropped or 'none'}")
+    print(f"           {sizes}{made}{labels}{longer}")
+    serious = [finding for finding in report.get("warnings", []) if finding["severity"] != "note"]
+    for finding in serious[:SHOWN_FINDINGS]:
+        print(f"{finding['severity']:<10} " + printable(f"{finding['check']}: {finding['message']}"[:240]))
+    steps = next_steps(report)
+    for number, step in enumerate(steps[:SHOWN_STEPS]):
+        print(f"{'' if number else 'next':<10} {step}")
+    more = [f"{len(serious) - SHOWN_FINDINGS} more findings"] * (len(serious) > SHOWN_FINDINGS)
+    more += [f"{len(steps) - SHOWN_STEPS} more steps"] * (len(steps) > SHOWN_STEPS)
+    if more:
+        print(f"{'':<10} {' and '.join(more)}: see the report")
 
 
 def print_run(run: Run) -> None:

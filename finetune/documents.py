@@ -22,6 +22,13 @@ MAX_VALUES = 100_000
 MAX_DIGITS = 300
 # The settings whose values name files or folders: they resolve against the folder of the file that wrote them.
 PATH_SETTINGS: tuple[tuple[str, str], ...] = (("data", "source"), ("model", "id"))
+# The options of augmenters that do: a table of synonyms is always a file, a model is one as `model.id` is.
+AUGMENTER_PATHS = {
+    "table": ("data", "source"),
+    "model": ("model", "id"),
+    "there": ("model", "id"),
+    "back": ("model", "id"),
+}
 
 # The core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema). The parser's own tags are not used, since
 # they still let some forms of YAML 1.1 through (dates, 1_000).
@@ -298,9 +305,12 @@ def override(document: Document, assignments: list[str]) -> Document:
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     for keys in PATH_SETTINGS:
         section = values.get(keys[0])
-        text = section.get(keys[1]) if isinstance(section, dict) else None
-        if isinstance(text, str) and is_local_path(keys, text):
-            section[keys[1]] = str((folder / Path(text).expanduser()).resolve())  # type: ignore[index]
+        if isinstance(section, dict) and keys[1] in section:
+            section[keys[1]] = _resolve_path(keys, section[keys[1]], folder)
+    for operation in _augmenters(values):
+        for option, keys in AUGMENTER_PATHS.items():
+            if option in operation:
+                operation[option] = _resolve_path(keys, operation[option], folder)
     if isinstance(values.get("metrics"), list):
         values["metrics"] = [_resolve_metric(name, folder) for name in values["metrics"]]
     if isinstance(values.get("gates"), dict):
@@ -309,6 +319,24 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     stopping = train.get("early_stopping") if isinstance(train, dict) else None
     if isinstance(stopping, dict) and "metric" in stopping:
         stopping["metric"] = _resolve_metric(stopping["metric"], folder)
+
+
+def _resolve_path(keys: Keys, value: Any, folder: Path) -> Any:
+    """Make the local paths in a setting's value absolute: one, a list of them, or one for each split."""
+    if isinstance(value, list):
+        return [_resolve_path(keys, item, folder) for item in value]
+    if isinstance(value, dict):
+        return {key: _resolve_path(keys, item, folder) for key, item in value.items()}
+    if not isinstance(value, str) or not is_local_path(keys, value):
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _augmenters(values: dict[str, Any]) -> list[dict[str, Any]]:
+    data = values.get("data")
+    augment = data.get("augment") if isinstance(data, dict) else None
+    operations = augment.get("operations") if isinstance(augment, dict) else None
+    return [item for item in operations if isinstance(item, dict)] if isinstance(operations, list) else []
 
 
 def _resolve_metric(name: Any, folder: Path) -> Any:
@@ -322,4 +350,4 @@ def is_local_path(keys: Keys, text: str) -> bool:
     """Tell whether a setting's value names something on this machine; a bare model id names one on the Hub."""
     if keys == ("model", "id"):
         return text.startswith((".", "/", "~"))
-    return "://" not in text and not text.startswith("hub:")
+    return "://" not in text and not text.startswith("hub:") and text != "-"

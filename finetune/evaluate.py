@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ from finetune import registry
 from finetune.artifacts import (
     FORMAT_VERSION,
     QUANTIZATION_REPORT,
+    FeatureTable,
     PreparedData,
     Run,
     Split,
+    feature_table,
     fingerprint,
     has_manifest,
     write_json,
     write_text,
 )
-from finetune.data.rows import Dropped, column_names, count_reasons, list_reasons, select
+from finetune.data.duplicates import text_key
+from finetune.data.rows import column_names, list_lines, list_reasons, used_columns
+from finetune.data.selection import Selector, check_columns
 from finetune.data.sources import read
 from finetune.data.splitting import SPLITS
 from finetune.errors import FinetuneError
@@ -31,7 +36,7 @@ from finetune.evaluation.statistics import LEVEL, RESAMPLES, bootstrap, confusio
 from finetune.fingerprints import report_inputs
 from finetune.gates import check_gates
 from finetune.inference import Predictor, open_run
-from finetune.prepare import cleaning, text_keys, truncation
+from finetune.preparation.reading import selection_settings
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
 from finetune.reports.markdown import evaluation_report
@@ -49,7 +54,7 @@ class ScoredRows:
     name: str
     lines: Sequence[int]
     rows: Sequence[dict[str, Any]]
-    features: Sequence[dict[str, Any]]
+    features: FeatureTable
     truncated: dict[str, Any]
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -149,26 +154,43 @@ def _rows_of_split(data: PreparedData | None, run: Run, name: str) -> ScoredRows
 
 def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) -> ScoredRows:
     """Prepare new rows as the run's own were; only their columns may be called otherwise."""
-    names = column_names(predictor.task.columns, recipe.data.columns)
-    rows, dropped = select(read(source), predictor.task.columns, names, cleaning(run.recipe), str(source))
-    role = predictor.spec.label_role
+    task, role = predictor.task, predictor.spec.label_role
+    used = used_columns(task.columns, run.recipe.data.columns)
+    names = column_names(task.columns, recipe.data.columns)
+    settings = selection_settings(run.recipe, used)
+    settings = replace(settings, names={role: names[role] for role in used}, extras=())
+    records = read(source)
+    check_columns(records, settings.names.items(), str(source))
+    values, reasons = Selector(settings).values(records)
     if role:
-        unknown = [row for row in rows if row.values[role] not in run.labels]
-        dropped += [Dropped(row.line, "unknown_label", row.values) for row in unknown]
-        rows = [row for row in rows if row.values[role] in run.labels]
-    if not rows:
+        for index, label in enumerate(values[role]):
+            if not reasons[index] and label not in run.labels:
+                reasons[index] = "unknown_label"
+    kept = [index for index, reason in enumerate(reasons) if not reason]
+    dropped = dict(Counter(reason for reason in reasons if reason).most_common())
+    if not kept:
         raise FinetuneError(
             f"{source}: none of its rows can be scored ({list_reasons(dropped)}); expected text in the column "
-            f"{names[predictor.spec.text_roles[0]]!r} and the run's labels ({', '.join(run.labels[:20])}). If its "
-            "columns have other names, add --set data.columns.ROLE=COLUMN."
+            f"{settings.names[predictor.spec.text_roles[0]]!r} and the run's labels ({', '.join(run.labels[:20])}). If "
+            "its columns have other names, add --set data.columns.ROLE=COLUMN."
         )
-    values = [row.values for row in rows]
-    columns, lost = predictor.task.encode(values, predictor.tokenizer, run.recipe.model.max_length, run.labels)
-    features = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    truncated = truncation(rows, lost)
-    return ScoredRows(
-        report_name("", source), [row.line for row in rows], values, features, truncated, count_reasons(dropped)
-    )
+    columns = {name: [column[index] for index in kept] for name, column in values.items()}
+    lines = [records[index].line for index in kept]
+    encoded = predictor.encode(columns)
+    truncated = truncation(lines, encoded.tokens_lost.tolist())
+    if run.limits["overflow"] == "error" and truncated["rows"]:
+        raise FinetuneError(
+            f"{source}: {truncated['rows']} rows are longer than the {run.limits['max_length']} tokens that this run "
+            f"accepts (model.overflow: error): line {list_lines(truncated['lines'])}. Shorten or remove them."
+        )
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return ScoredRows(report_name("", source), lines, rows, feature_table(encoded.features), truncated, dropped)
+
+
+def truncation(lines: Sequence[int], lost: Sequence[int]) -> dict[str, Any]:
+    """Return how many rows lost how many tokens, and the lines of the first of them."""
+    cut = [(line, count) for line, count in zip(lines, lost, strict=True) if count]
+    return {"rows": len(cut), "tokens_lost": sum(count for _, count in cut), "lines": [line for line, _ in cut[:20]]}
 
 
 def _baselines(
@@ -193,11 +215,13 @@ def _baselines(
     return found
 
 
-def _labelled(rows: Sequence[dict[str, Any]], spec: TaskSpec, labels: Sequence[str]) -> LabelledTexts:
+def _labelled(rows: Iterable[dict[str, Any]], spec: TaskSpec, labels: Sequence[str]) -> LabelledTexts:
     assert spec.label_role is not None
     index = {label: number for number, label in enumerate(labels)}
-    texts = [" ".join(row[role] for role in spec.text_roles) for row in rows]
-    return LabelledTexts(texts, [index[row[spec.label_role]] for row in rows])
+    pairs = [
+        (" ".join(row[role] for role in spec.text_roles if role in row), index[row[spec.label_role]]) for row in rows
+    ]
+    return LabelledTexts([text for text, _ in pairs], [label for _, label in pairs])
 
 
 def worst_examples(predictions: Predictions, scored: ScoredRows) -> list[dict[str, Any]]:
@@ -224,8 +248,13 @@ def _seen_in_training(data: PreparedData, scored: ScoredRows, spec: TaskSpec) ->
     """Count scored rows whose text stands in the training split."""
     if scored.name == "train":
         return len(scored.rows)
-    known = text_keys(data.split("train").rows, spec)
-    return sum(bool(text_keys([row], spec) & known) for row in scored.rows)
+    known = {_key(row, spec) for row in data.split("train").rows}
+    return sum(_key(row, spec) in known for row in scored.rows)
+
+
+def _key(row: Mapping[str, Any], spec: TaskSpec) -> str:
+    """Return the key under which equal texts meet."""
+    return text_key([row[role] for role in spec.text_roles if role in row])
 
 
 def _as_json(intervals: dict[str, Any]) -> dict[str, dict[str, float]]:

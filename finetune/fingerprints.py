@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Run, fingerprint
+from finetune.data.sources import open_source
 from finetune.models.loading import file_digest, find_model, weights_digest
-from finetune.recipe import Part, Recipe
+from finetune.recipe import ModelSection, Part, Recipe
 
 # Settings of `train` that say where and how fast, not what: they change no result beyond rounding
 OPERATIONAL = {"device", "threads", "eval_batch_size", "save_every"}
@@ -18,9 +19,25 @@ OPERATIONAL = {"device", "threads", "eval_batch_size", "save_every"}
 def rows_inputs(recipe: Recipe) -> dict[str, Any]:
     """Return what decides which rows there are, how they read, and which split they are in."""
     resolved = recipe.resolved()
-    source = Path(recipe.data.source)
-    data = {key: value for key, value in resolved["data"].items() if key != "source"}
-    return {"task": resolved["task"], "seed": recipe.seed, "data": {**data, "source": describe_source(source)}}
+    data = {key: value for key, value in resolved["data"].items() if key not in {"source", "format", "workers", "seed"}}
+    form = (recipe.data.format.name, recipe.data.format.options) if recipe.data.format else None
+    sources = {name or "all": open_source(paths, form).describe() for name, paths in recipe.data.sources.items()}
+    seed = recipe.seed if recipe.data.seed is None else recipe.data.seed
+    described = {**data, "source": sources, "augmented_with": augmentation_files(recipe)}
+    return {"task": resolved["task"], "seed": seed, "data": described}
+
+
+def augmentation_files(recipe: Recipe) -> list[str]:
+    """Return the hashes of the files that augmentation reads: tables of synonyms, and the weights of models."""
+    options = [part.options for part in recipe.data.augment.operations] if recipe.data.augment else []
+    tables = [file_digest(Path(given["table"])) for given in options if given.get("table")]
+    models = [
+        weights_digest(find_model(ModelSection(id=given[name], revision=given.get(revision))))
+        for given in options
+        for name, revision in (("model", "revision"), ("there", "there_revision"), ("back", "back_revision"))
+        if given.get(name)
+    ]
+    return [*tables, *models]
 
 
 def tokens_inputs(recipe: Recipe, *, allow_code: bool = False) -> dict[str, Any]:
@@ -28,7 +45,12 @@ def tokens_inputs(recipe: Recipe, *, allow_code: bool = False) -> dict[str, Any]
     folder = find_model(recipe.model, allow_code=allow_code)
     return {
         **rows_inputs(recipe),
-        "model": {"max_length": recipe.model.max_length, "tokenizer_sha256": tokenizer_digest(folder)},
+        "tokenizer": recipe.tokenizer.resolved() if recipe.tokenizer else tokenizer_digest(folder),
+        "model": {
+            "max_length": recipe.model.max_length,
+            "overflow": recipe.model.overflow,
+            "stride": recipe.model.stride if recipe.model.overflow == "window" else None,
+        },
     }
 
 
@@ -61,7 +83,7 @@ def report_inputs(
         "has_data": has_data,  # without the training data there are no baselines
         "split": split,
         "columns": recipe.data.columns if source else None,
-        "source": describe_source(source) if source else None,
+        "source": open_source(str(source)).describe() if source else None,
     }
 
 
@@ -80,11 +102,6 @@ def quantization_report_inputs(
         "seed": recipe.seed,
         "split": split,
     }
-
-
-def describe_source(path: Path) -> dict[str, str]:
-    """Return what decides how a file of rows reads: its bytes, and its kind, which the suffix names."""
-    return {"sha256": file_digest(path), "kind": path.suffix.lower()}
 
 
 def with_code(metrics: Sequence[str]) -> dict[str, str | None]:

@@ -37,8 +37,9 @@ from finetune.fingerprints import (
 from finetune.prepare import prepare
 from finetune.progress import Progress, Silent
 from finetune.recipe import Part, Recipe
-from finetune.registry import backends
+from finetune.registry import backends, tasks
 from finetune.runtime import Runtime
+from finetune.tasks import open_task
 from finetune.train import train
 
 Result = TypeVar("Result")
@@ -96,6 +97,7 @@ class Job:
     def run(self, *, asked: bool = False) -> Run:
         """Return the trained run, made now if need be, on data that is made if need be."""
         check_code([self.recipe.train.early_stopping.metric], allow_code=self.runtime.allow_code)
+        self.require_training()
         data = self.data()
         folder = self.root / "run"
         inputs = run_inputs(self.recipe, data.fingerprint, allow_code=self.runtime.allow_code)
@@ -187,10 +189,27 @@ class Job:
 
     def require_test_split(self) -> None:
         """Raise FinetuneError, before anything is trained, if there would be no test split to judge the model by."""
-        if self.recipe.data.split.options.get("test") == 0:
+        given = self.recipe.data.sources
+        missing = self.recipe.data.split.options.get("test") == 0 if "" in given else "test" not in given
+        if missing:
             raise FinetuneError(
                 "data.split.test: expected a test split, found 0. Set a fraction; or use `finetune train`, and score a "
                 "file of your own with `finetune eval RUN --data FILE`."
+            )
+
+    def require_training(self) -> None:
+        """Raise FinetuneError, before anything is prepared, for a recipe that can be prepared but not trained."""
+        _, spec = open_task(self.recipe.task.name, self.recipe.task.options)
+        if not spec.trains:
+            able = [name for name in tasks.names() if tasks.get(name).attributes["spec"].trains]
+            raise FinetuneError(
+                f"task: {self.recipe.task.name} can be prepared and checked (`finetune prepare`), but not trained yet; "
+                f"expected one of {', '.join(able)}"
+            )
+        if self.recipe.tokenizer:
+            raise FinetuneError(
+                f"tokenizer: a pretrained model reads the ids of its own tokenizer, and this recipe trains another "
+                f"({self.recipe.tokenizer.name}). Remove `tokenizer`, or use `finetune prepare` alone."
             )
 
     def require_backend(self) -> Part:

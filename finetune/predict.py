@@ -9,11 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import Run
-from finetune.data.rows import check_columns, column_names, read_text
-from finetune.data.sources import Record, read
+from finetune.artifacts import Run, feature_table
+from finetune.data.cleaning import Pipeline
+from finetune.data.rows import Record, column_names, used_columns
+from finetune.data.selection import check_columns, read_text
+from finetune.data.sources import read
 from finetune.inference import Predictor, open_run
-from finetune.prepare import cleaning
 from finetune.runtime import Runtime
 
 CHUNK_ROWS = 512
@@ -32,9 +33,11 @@ class Answering:
     def __init__(self, run: Run, runtime: Runtime | None = None) -> None:
         self._recipe = run.recipe
         self._predictor: Predictor = open_run(run, runtime or Runtime())
-        self._roles = self._predictor.spec.text_roles
-        self._columns = column_names(self._predictor.task.columns, self._recipe.data.columns)
-        self._clean = cleaning(self._recipe)
+        mapped = self._recipe.data.columns
+        used = used_columns(self._predictor.task.columns, mapped)
+        self._roles = [role for role in self._predictor.spec.text_roles if role in used]
+        self._columns = column_names(used, mapped)
+        self._clean = Pipeline([(part.name, part.options) for part in self._recipe.data.clean])
 
     def texts(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Answer texts; one that the run's cleaners leave nothing of gives `{"row", "error"}` in its place."""
@@ -50,7 +53,7 @@ class Answering:
     def file(self, path: Path) -> Iterator[dict[str, Any]]:
         """Answer a file of rows; raise FinetuneError if it has not the run's columns."""
         records = read(path)
-        check_columns(records, {role: self._columns[role] for role in self._roles}, str(path))
+        check_columns(records, [(role, self._columns[role]) for role in self._roles], str(path))
         return self.records(records)
 
     def lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -82,20 +85,26 @@ class Answering:
         asked = [question for question in chunk if not question.error]
         answers = dict(zip([question.number for question in asked], self._predict(asked), strict=True))
         for question in chunk:
-            if question.error:
-                yield {"row": question.number, "error": question.error}
-            else:
-                yield {"row": question.number, **answers[question.number]}
+            answer = {"error": question.error} if question.error else answers[question.number]
+            yield {"row": question.number, **answer}
 
     def _predict(self, asked: list[_Question]) -> list[dict[str, Any]]:
         if not asked:
             return []
         predictor, recipe = self._predictor, self._recipe
-        values = [question.values for question in asked]
-        columns, lost = predictor.task.encode(values, predictor.tokenizer, recipe.model.max_length, predictor.labels)
-        features = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        predictions = predictor.predict(values, features, recipe.train.eval_batch_size)
-        answers = [predictor.spec.describe(predictions, index) for index in range(len(asked))]
+        encoded = predictor.encode({role: [question.values[role] for question in asked] for role in self._roles})
+        rows = [question.values for question in asked]
+        predictions = predictor.predict(rows, feature_table(encoded.features), recipe.train.eval_batch_size)
+        describe = predictor.spec.describe
+        assert describe is not None, "a task that trains says how an answer reads"
         return [
-            {**answer, "truncated_tokens": cut} if cut else answer for answer, cut in zip(answers, lost, strict=True)
+            self._with_loss(describe(predictions, index), int(cut)) for index, cut in enumerate(encoded.tokens_lost)
         ]
+
+    def _with_loss(self, answer: dict[str, Any], tokens_lost: int) -> dict[str, Any]:
+        """Say what was cut off, or answer nothing at all where the run refuses texts that are too long."""
+        if not tokens_lost:
+            return answer
+        if self._predictor.encoder.limits.overflow == "error":
+            return {"error": f"too_long: {tokens_lost} tokens more than the run accepts"}
+        return {**answer, "truncated_tokens": tokens_lost}

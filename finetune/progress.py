@@ -23,8 +23,8 @@ class Progress(Protocol):
     def detail(self, message: str) -> None:
         """Say one thing that only a curious user wants to know (`--verbose`)."""
 
-    def bar(self, title: str, total: int, start: int = 0) -> AbstractContextManager[Bar]:
-        """Open a progress bar over `total` units, of which `start` are already done."""
+    def bar(self, title: str, total: int | None, start: int = 0) -> AbstractContextManager[Bar]:
+        """Open a progress bar over `total` units (None: nobody knows), of which `start` are already done."""
 
 
 class Silent:
@@ -37,7 +37,7 @@ class Silent:
         """Ignore it."""
 
     @contextmanager
-    def bar(self, title: str, total: int, start: int = 0) -> Iterator[Bar]:  # noqa: ARG002
+    def bar(self, title: str, total: int | None, start: int = 0) -> Iterator[Bar]:  # noqa: ARG002
         """Show nothing."""
         yield _SilentBar()
 

@@ -34,6 +34,7 @@ from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
 from finetune.reports.markdown import quantization_report
 from finetune.runtime import Runtime
+from finetune.tasks import NOT_FOR_THE_MODEL
 
 # Timed calls per model and batch size; before each, the other model had its turn
 ROUNDS = 15
@@ -152,7 +153,7 @@ def _write_model(
     folder.mkdir(parents=True)
     longest = sorted(range(len(features)), key=lambda row: -len(features[row]["input_ids"]))[:2]
     batch = before.task.collate([features[row] for row in longest], before.tokenizer)
-    batch.pop("labels", None)
+    batch = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
     backend.build(options)(before.model, batch, folder)
     with quiet_transformers(), disk_errors(folder):
         before.model.config.save_pretrained(folder)
@@ -161,7 +162,7 @@ def _write_model(
 
 def _manifest(run: Run, folder: Path, backend: registry.Entry, inputs: dict[str, Any]) -> dict[str, Any]:
     return {
-        **{key: run.manifest[key] for key in ("task", "labels", "parameters", "data_fingerprint")},
+        **{key: run.manifest[key] for key in ("task", "labels", "limits", "parameters", "data_fingerprint")},
         "kind": "run",
         "format": backend.attributes["format"],
         "backend": backend.name,
@@ -246,7 +247,7 @@ def _race(predictors: Sequence[Predictor], rows: Sequence[dict[str, Any]]) -> di
 
     seconds: list[list[float]] = [[] for _ in predictors]
     batch = predictors[0].task.collate(rows, predictors[0].tokenizer)
-    batch.pop("labels", None)
+    batch = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
     with torch.inference_mode():
         for turn in range(WARM_UP_ROUNDS + ROUNDS):
             for index, predictor in enumerate(predictors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import operator
 import re
@@ -106,7 +107,10 @@ Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
 Metric = Annotated[str, AfterValidator(_known_metric)]
 Score = Annotated[str, AfterValidator(_known_score)]
+SourceFormat = Annotated[Part, _part_of(registry.sources)]
 Cleaner = Annotated[Part, _part_of(registry.cleaners)]
+Augmenter = Annotated[Part, _part_of(registry.augmenters)]
+Tokenizer = Annotated[Part, _part_of(registry.tokenizers)]
 Splitter = Annotated[Part, _part_of(registry.splitters)]
 Task = Annotated[Part, _part_of(registry.tasks)]
 Freezer = Annotated[Part, _part_of(registry.freezers)]
@@ -117,30 +121,149 @@ Backend = Annotated[Part, _part_of(registry.backends)]
 STRATIFIED = Part(name="stratified", options={"train": 0.8, "validation": 0.1, "test": 0.1})
 
 
-class DataSection(Section):
-    """Which rows, which of their columns, and how they are cleaned and split."""
+Paths = str | Many[str]
 
-    source: str
+
+class GivenSplits(Section):
+    """Files for each split: taken as they are, no row moves."""
+
+    train: Paths
+    validation: Paths
+    test: Paths | None = None
+
+
+def _source(value: object) -> object:
+    return GivenSplits.model_validate(value) if isinstance(value, dict) else _as_tuple(value)
+
+
+class Fill(Section):
+    """What to put where a value is missing."""
+
+    fill: str | int | float
+
+
+OnMissing = Literal["drop", "error"] | Fill
+
+
+class NearDuplicates(Section):
+    """Texts that are nearly the same: Jaccard similarity of their shingles at or above the threshold."""
+
+    action: Literal["keep", "report", "drop", "off"] = "keep"
+    threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8
+    shingles: Literal["words", "characters"] = "characters"
+    size: Annotated[int, Field(ge=1, le=20)] = 5
+    permutations: Annotated[int, Field(ge=16, le=1024)] = 128
+
+
+def _action(value: object) -> object:
+    return {"action": value} if isinstance(value, str) else value
+
+
+class Augment(Section):
+    """More rows for training, made from those that there are; validation and test are never touched."""
+
+    operations: Annotated[Many[Augmenter], Field(min_length=1)]
+    copies: Annotated[int, Field(ge=0, le=100)] = 1
+    balance: bool = False
+    target: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+def _check_setting(name: str, value: object) -> tuple[str | None, dict[str, Any]]:
+    """Return a check's severity (None: its own) and its options, as `data.checks.NAME` gives them."""
+    entry = registry.checks.get(name)
+    given = dict(value) if isinstance(value, dict) else {"severity": value}
+    severity = given.pop("severity", None)
+    if severity not in (None, "error", "warning", "note", "off"):
+        raise ValueError(f"expected error, warning, note or off, found {severity!r}")
+    try:
+        options = entry.options.model_validate(given)
+    except ValidationError as error:
+        raise _BadOptions(error, entry.options) from None
+    return severity, options.model_dump(exclude_unset=True)
+
+
+def _checks(value: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping such as `imbalance: error`, found {value!r}")
+    checked, problems = {}, []
+    for name, setting in value.items():
+        try:
+            severity, options = _check_setting(name, setting)
+        except (FinetuneError, ValueError) as error:
+            problems.append(((name,), str(error)))
+            continue
+        checked[name] = {**({"severity": severity} if severity else {}), **options}
+    if problems:
+        raise _Problems(problems)
+    return checked
+
+
+class DataSection(Section):
+    """Which rows, which of their columns, how they are cleaned, checked, split and augmented."""
+
+    source: Annotated[str | Many[str] | GivenSplits, BeforeValidator(_source)]
+    format: SourceFormat | None = None
     columns: dict[str, str] = {}
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
     clean: Many[Cleaner] = ()
-    duplicates: Literal["drop", "keep", "error"] = "drop"
-    conflicts: Literal["drop", "error"] = "drop"
+    missing: OnMissing | dict[str, OnMissing] = "drop"
+    labels: Many[str] = ()
+    label_map: dict[str, str] = {}
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
+    tag_scheme: Literal["iob2", "iob1", "iobes"] = "iob2"
+    duplicates: Literal["drop", "keep", "report", "error"] = "drop"
+    near_duplicates: Annotated[NearDuplicates, BeforeValidator(_action)] = NearDuplicates()
+    conflicts: Literal["drop", "keep", "error"] = "drop"
     rare_labels: Literal["error", "drop"] = "error"
+    leaks: Literal["error", "drop-from-train", "report"] = "error"
+    group_by: Annotated[Many[str], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = ()
+    checks: Annotated[dict[str, dict[str, Any]], BeforeValidator(_checks)] = {}
     split: Splitter = STRATIFIED
+    augment: Augment | None = None
+
+    @property
+    def sources(self) -> dict[str, str | tuple[str, ...]]:
+        """The files, by the split that the recipe gives them to; under the name "" when the rows are split here."""
+        if not isinstance(self.source, GivenSplits):
+            return {"": self.source}
+        given = {name: getattr(self.source, name) for name in ("train", "validation", "test")}
+        return {name: paths for name, paths in given.items() if paths}
+
+    @property
+    def paths(self) -> list[str]:
+        """Everything that `source` names, as it is written."""
+        return [path for paths in self.sources.values() for path in ((paths,) if isinstance(paths, str) else paths)]
+
+    @property
+    def source_name(self) -> str:
+        """The files as messages name them."""
+        return ", ".join(self.paths[:3]) + (f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else "")
 
     @field_validator("source")
     @classmethod
-    def _exists(cls, source: str, info: ValidationInfo) -> str:
-        if info.context and info.context.get("check_inputs") and not Path(source).is_file():
-            if Path(source).is_dir():
-                raise ValueError(f"expected a file of rows, found a folder at {source}")
-            folder = Path(source).parent
-            kinds = registry.sources.names()
-            beside = [p.name for p in folder.iterdir() if p.suffix[1:] in kinds][:20] if folder.is_dir() else []
-            raise ValueError(
-                f"expected a file of rows, found nothing at {source}{suggestion(Path(source).name, beside)}"
-            )
+    def _exists(cls, source: Any, info: ValidationInfo) -> Any:
+        if info.context and info.context.get("check_inputs"):
+            paths = DataSection.model_construct(source=source).paths
+            problems = [message for path in paths if (message := _missing_file(path))]
+            if problems:
+                raise ValueError("; ".join(problems))
         return source
+
+
+def _missing_file(source: str) -> str:
+    """Return what is wrong with a path of rows, if that can be seen without opening it."""
+    path = Path(source)
+    if source == "-" or "://" in source or source.startswith("hub:") or path.is_file():
+        return ""
+    if path.is_dir():
+        return "" if any(path.iterdir()) else f"expected rows, found an empty folder at {source}"
+    if glob.has_magic(source):
+        found = glob.glob(source, recursive=True)  # noqa: PTH207 -- Path.glob takes no absolute patterns
+        return "" if found else f"expected files, found none that match {source}"
+    folder = path.parent
+    beside = [item.name for item in folder.iterdir() if item.is_file()][:50] if folder.is_dir() else []
+    return f"expected a file of rows, found nothing at {source}{suggestion(path.name, beside)}"
 
 
 class ModelSection(Section):
@@ -149,7 +272,9 @@ class ModelSection(Section):
     id: str
     revision: str | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    max_length: Annotated[int, Field(ge=2)] = 128
+    max_length: Annotated[int, Field(ge=2)] | Literal["auto"] = 128
+    overflow: Literal["truncate", "error", "window"] = "truncate"
+    stride: Annotated[int, Field(ge=0)] = 32
 
     @field_validator("id")
     @classmethod
@@ -300,6 +425,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     data: DataSection
     model: ModelSection
+    tokenizer: Tokenizer | None = None
     freeze: Freezer = Part(name="none", options={})
     train: TrainSection = TrainSection()
     metrics: Many[Metric] = ()
@@ -309,11 +435,21 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         problems: list[tuple[Keys, str]] = []
-        known = registry.tasks.get(self.task.name).target.columns  # type: ignore[attr-defined]
+        known = [*registry.tasks.get(self.task.name).target.columns]  # type: ignore[attr-defined]
+        if "tags" in known:
+            known += ["text", "spans"]  # words and tags may come as text with spans in characters
         for role in self.data.columns:
             if role not in known:
                 message = f"unknown role of {self.task.name}{suggestion(role, known)}"
                 problems.append((("data", "columns", role), message))
+        for role in self.data.missing if isinstance(self.data.missing, dict) else ():
+            if role not in known:
+                message = f"unknown role of {self.task.name}{suggestion(role, known)}"
+                problems.append((("data", "missing", role), message))
+        splitter = registry.splitters.get(self.data.split.name)
+        if splitter.attributes.get("groups") and not self.data.group_by:
+            message = f"{self.data.split.name} keeps groups together; name their column in `data.group_by`"
+            problems.append((("data", "split"), message))
         if self.quantize is None:
             for gate in self.gates:
                 if gate.quantized:

@@ -109,7 +109,10 @@ def _options_model(name: str, target: Callable[..., Any]) -> type[Options]:
 
 sources = Registry("source", room="finetune.data.sources")
 cleaners = Registry("cleaner", room="finetune.data.cleaning")
+checks = Registry("check", room="finetune.data.checks")
 splitters = Registry("splitter", room="finetune.data.splitting")
+augmenters = Registry("augmenter", room="finetune.data.augmentation")
+tokenizers = Registry("tokenizer", room="finetune.data.tokenizer_training")
 tasks = Registry("task", room="finetune.tasks")
 freezers = Registry("freezing strategy", room="finetune.models.freezing")
 optimizers = Registry("optimizer", room="finetune.training.optimizers")
@@ -118,4 +121,18 @@ metrics = Registry("metric", room="finetune.evaluation.metrics")
 baselines = Registry("baseline", room="finetune.evaluation.baselines")
 backends = Registry("quantization backend", room="finetune.quantization")
 
-ALL = (sources, cleaners, splitters, tasks, freezers, optimizers, schedules, metrics, baselines, backends)
+ALL = (
+    sources,
+    cleaners,
+    checks,
+    splitters,
+    augmenters,
+    tokenizers,
+    tasks,
+    freezers,
+    optimizers,
+    schedules,
+    metrics,
+    baselines,
+    backends,
+)

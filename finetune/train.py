@@ -164,14 +164,14 @@ class _Training:
         self.patience = _Patience(self.settings.early_stopping)
         self.state = TrainingState()
         options = {"batch_size": self.settings.batch_size, "accumulation": self.settings.gradient_accumulation}
-        lengths = self.rows.lengths
+        lengths = self.rows.features.lengths
         self.epoch_groups = lambda epoch: step_groups(
             lengths, **options, seed=recipe.seed, epoch=epoch, bucket_by_length=self.settings.bucket_by_length
         )
         self.total_steps = total_steps(
-            len(self.rows), **options, epochs=self.settings.epochs, max_steps=self.settings.max_steps
+            len(lengths), **options, epochs=self.settings.epochs, max_steps=self.settings.max_steps
         )
-        self.steps_per_epoch = total_steps(len(self.rows), **options, epochs=1, max_steps=None)
+        self.steps_per_epoch = total_steps(len(lengths), **options, epochs=1, max_steps=None)
 
     def _open_learner(self, runtime: Runtime) -> tuple[Learner, TaskSpec]:
         import torch
@@ -263,7 +263,9 @@ class _Training:
             self.settings.eval_batch_size, learner.accelerator.device,
         )  # fmt: skip
         scores = {"loss": mean_loss(learner, outputs, self.validation)}
-        predictions: Predictions = learner.task.decode(outputs, self.validation.rows, self.data.labels)
+        predictions: Predictions = learner.task.decode(
+            outputs, self.validation.features.row_ids, self.validation.rows, self.data.labels
+        )
         for name in dict.fromkeys((self.spec.metrics[0], self.spec.metrics[1], self.settings.early_stopping.metric)):
             if name != "loss":
                 scores[name] = point(name, predictions)
@@ -297,6 +299,7 @@ class _Training:
             "format": "transformers",
             "task": self.recipe.task.resolved(),
             "labels": self.data.labels,
+            "limits": self.data.limits,
             "best_step": self.state.best_step,
             "last_step": self.state.step,
             "stopped_because": self.state.stopped_because,
@@ -325,8 +328,8 @@ def mean_loss(learner: Learner, outputs: Any, split: Split, chunk: int = 1024) -
     import torch
 
     total, count = 0.0, 0.0
-    for start in range(0, len(split), chunk):
-        stop = min(start + chunk, len(split))
+    for start in range(0, len(split.features), chunk):
+        stop = min(start + chunk, len(split.features))
         batch = learner.task.collate([split.features[row] for row in range(start, stop)], learner.tokenizer)
         part = learner.task.loss(SimpleNamespace(logits=torch.from_numpy(outputs[start:stop])), batch)
         total, count = total + float(part[0]), count + float(part[1])

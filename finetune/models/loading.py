@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEIGHTS = "*.safetensors"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 # What a model's folder may bring from the Hub: weights as safetensors, and text
-SAFE_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.safetensors.index.json", "*.jinja"]
+SAFE_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.safetensors.index.json", "*.jinja"]
 ALLOW_CODE_HINT = "If you trust it, add --allow-code to the command; no recipe can switch this on."
 
 
@@ -150,13 +150,17 @@ def check_weights(folder: Path, expected: str | None) -> None:
         )
 
 
-def load_tokenizer(folder: Path, *, allow_code: bool = False) -> Any:
-    """Load the tokenizer; one without a padding token pads with its end-of-text token, which the mask hides."""
+def load_tokenizer(folder: Path, *, allow_code: bool = False, pretokenized: bool = False) -> Any:
+    """Load the tokenizer; one without a padding token pads with its end-of-text token, which the mask hides.
+
+    With `pretokenized` it will be given words: byte-level tokenizers then have to put the blank before each.
+    """
     with quiet_transformers():
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
+            options = {"add_prefix_space": True} if pretokenized else {}
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code, **options)
         except (OSError, ValueError, KeyError) as error:
             raise FinetuneError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token is None:

@@ -164,35 +164,3 @@ def _speed(speed: Mapping[str, Any]) -> str:
             ]
         )
     return table(["", "before", "after", "times faster"], rows)
-
-
-def preparation_report(report: Mapping[str, Any]) -> str:
-    """Return what happened to every row as Markdown."""
-    splits = report["splits"]
-    dropped = [[escape(reason), str(count)] for reason, count in report["dropped"].items()] or [["none", "0"]]
-    labels = [
-        [escape(label), *(str(counts[name]) for name in splits)] for label, counts in report.get("labels", {}).items()
-    ]
-    parts = [
-        f"# {escape(report['name'])}: data preparation",
-        f"{escape(report['source'])}, seed {report['seed']}: {report['rows_read']} rows read, "
-        f"{report['rows_kept']} kept, {sum(report['dropped'].values())} dropped "
-        "(each with its line and reason in `dropped.jsonl`).",
-        table(["reason", "rows dropped"], dropped),
-        "## Splits",
-        table(["label", *splits], [*labels, ["**all**", *(str(count) for count in splits.values())]]),
-        table(
-            ["split", "tokens", "median", "longest", "rows cut", "tokens lost"],
-            [
-                [name, *(f"{report['tokens'][name][key]:,}" for key in ("total", "median", "longest")),
-                 str(report["truncated"][name]["rows"]), str(report["truncated"][name]["tokens_lost"])]
-                for name in splits
-            ],
-        ),
-    ]  # fmt: skip
-    for cleaner in report["cleaners"]:
-        parts.append(f"## Cleaner: {escape(cleaner['name'])}\n\n{cleaner['rows_touched']} rows changed.")
-        if cleaner["examples"]:
-            rows = [[escape(example["before"]), escape(example["after"])] for example in cleaner["examples"]]
-            parts.append(table(["before", "after"], rows, text_columns=2))
-    return "\n\n".join(parts) + "\n"

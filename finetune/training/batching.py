@@ -24,24 +24,50 @@ def step_groups(
     A step group is drawn first and cut into micro-batches after, so that 8×1, 2×4 and 1×8 see the same rows. The
     same seed and epoch always give the same order; nothing is drawn from a global generator.
     """
+    rows, order = _order(
+        lengths, size=batch_size * accumulation, seed=seed, epoch=epoch, bucket_by_length=bucket_by_length
+    )
+    size = batch_size * accumulation
+    groups = [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
+    return [[groups[i][start : start + batch_size] for start in range(0, len(groups[i]), batch_size)] for i in order]
+
+
+def _order(
+    lengths: Sequence[int] | NDArray[Any], *, size: int, seed: int, epoch: int, bucket_by_length: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the rows in the order in which they are cut into step groups, and the order of the groups."""
     import numpy as np
 
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(len(lengths))
-    size = batch_size * accumulation
     if bucket_by_length:
         pool = size * POOL_STEPS
-        rows = np.concatenate([_by_length(rows[start : start + pool], lengths) for start in range(0, len(rows), pool)])
-    groups = [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
-    order = generator.permutation(len(groups))
-    return [[groups[i][start : start + batch_size] for start in range(0, len(groups[i]), batch_size)] for i in order]
+        known = np.asarray(lengths)
+        rows = np.concatenate([_by_length(rows[start : start + pool], known) for start in range(0, len(rows), pool)])
+    return rows, generator.permutation(-(-len(rows) // size))
 
 
-def _by_length(rows: NDArray[Any], lengths: Sequence[int]) -> NDArray[Any]:
+def padding_share(
+    lengths: NDArray[Any], *, batch_size: int, accumulation: int, seed: int, bucket_by_length: bool
+) -> float:
+    """Return which share of the numbers that the model is given in the first epoch is padding (0 to 1)."""
+    import numpy as np
+
+    if not len(lengths):
+        return 0.0
+    size = batch_size * accumulation
+    rows, _ = _order(lengths, size=size, seed=seed, epoch=0, bucket_by_length=bucket_by_length)
+    starts = np.unique(np.concatenate([np.arange(offset, len(rows), size) for offset in range(0, size, batch_size)]))
+    longest = np.maximum.reduceat(lengths[rows], starts).astype(np.int64)
+    padded = int((longest * np.diff([*starts, len(rows)])).sum())
+    return round(1 - int(lengths.sum()) / padded, 6) if padded else 0.0
+
+
+def _by_length(rows: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
     """Sort a shuffled pool by length; rows of equal length stay shuffled."""
     import numpy as np
 
-    by_length: NDArray[Any] = rows[np.argsort(np.asarray(lengths)[rows], kind="stable")]
+    by_length: NDArray[Any] = rows[np.argsort(lengths[rows], kind="stable")]
     return by_length
 
 

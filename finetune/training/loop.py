@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
 from finetune.models.freezing import Freezing, set_training_mode
-from finetune.tasks import Task
+from finetune.tasks import NOT_FOR_THE_MODEL, Task
 from finetune.training.batching import StepGroup
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _accumulate(learner: Learner, rows: Sequence[Features], group: StepGroup) ->
         batch = learner.task.collate([rows[index] for index in micro_batch], learner.tokenizer)
         tokens += int(batch["attention_mask"].sum())
         batch = {name: tensor.to(learner.accelerator.device) for name, tensor in batch.items()}
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
         with learner.accelerator.autocast():
             outputs = learner.model(**inputs)
         loss, targets = learner.task.loss(outputs, batch)

@@ -1,62 +1,155 @@
-"""Tokenization: ids without padding, and a count of what was cut off."""
+"""Tokenization: the tokenizer's own ids, every cut counted, windows that lose nothing."""
 
 from __future__ import annotations
 
+import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from finetune.data.tokenization import tokenize
+from finetune.data.tokenization import NO_TARGET, Encoder, Limits, owned_words
+from finetune.errors import FinetuneError
+from finetune.models.loading import load_tokenizer
+from finetune.tasks.token_classification import TokenClassification, tag_names
 
-THE, A, MY, YOUR = 5, 6, 7, 8  # the first words of the tiny tokenizer's vocabulary
-UNKNOWN, START, END = 1, 2, 3
+TEXTS = ["the old apple", "", "a big red hammer near the old storm today again", "unknown zzz apple"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Any:
-    from transformers import AutoTokenizer
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A WordPiece tokenizer whose words fall into several pieces."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
-    return AutoTokenizer.from_pretrained(tiny_model)
-
-
-def test_ids_have_no_padding_and_zero_segments_and_masks_are_left_out(tokenizer: Any) -> None:
-    features, lost = tokenize(tokenizer, ["the a", "my", "zebra the"], 8)
-    assert features == {"input_ids": [[START, THE, A, END], [START, MY, END], [START, UNKNOWN, THE, END]]}
-    assert lost == [0, 0, 0]
-
-
-def test_a_long_text_is_cut_and_its_lost_tokens_are_counted(tokenizer: Any) -> None:
-    features, lost = tokenize(tokenizer, ["the a my your", "my", "the a", "your your your"], 4)
-    assert features["input_ids"] == [
-        [START, THE, A, END],
-        [START, MY, END],
-        [START, THE, A, END],
-        [START, YOUR, YOUR, END],
-    ]
-    assert lost == [2, 0, 0, 1]
-
-
-def test_the_length_limit_holds_for_texts_beyond_the_tokenizer_own_limit(tokenizer: Any) -> None:
-    features, lost = tokenize(tokenizer, ["the " * 100], 64)
-    assert (len(features["input_ids"][0]), lost) == (64, [38])
-
-
-def test_segments_that_say_something_are_kept_and_cut_like_the_ids(tiny_model: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="[CLS]:0 $A:1 [SEP]:1", special_tokens=[("[CLS]", START), ("[SEP]", END)]
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "old", "big", "red", "near", "today", "##ple", *letters]
+    backend = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    features, lost = tokenize(tokenizer, ["the a my", "the"], 4)
-    assert features == {
-        "input_ids": [[START, THE, A, END], [START, THE, END]],
-        "token_type_ids": [[0, 1, 1, 1], [0, 1, 1]],
+    folder = tmp_path_factory.mktemp("pieces")
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)  # fmt: skip
+    return load_tokenizer(Path(folder))
+
+
+def test_ids_are_those_of_the_tokenizer(tokenizer: Any) -> None:
+    encoded = Encoder.of(tokenizer, Limits(100)).texts(TEXTS)
+    assert encoded.features["input_ids"].to_pylist() == tokenizer(TEXTS)["input_ids"]
+    assert list(encoded.features) == ["input_ids"], "segment ids of single texts are zeros, and left out"
+    assert encoded.tokens_lost.tolist() == [0, 0, 0, 0]
+
+
+def test_pairs_are_encoded_as_pairs_with_their_segments(tokenizer: Any) -> None:
+    encoded = Encoder.of(tokenizer, Limits(100)).texts(TEXTS, TEXTS[::-1])
+    expected = tokenizer(TEXTS, TEXTS[::-1])
+    assert encoded.features["input_ids"].to_pylist() == expected["input_ids"]
+    assert encoded.features["token_type_ids"].to_pylist() == expected["token_type_ids"]
+
+
+@pytest.mark.parametrize("length", [3, 5, 8, 12])
+def test_long_texts_are_cut_as_the_tokenizer_cuts_them_and_counted(tokenizer: Any, length: int) -> None:
+    encoded = Encoder.of(tokenizer, Limits(length)).texts(TEXTS)
+    whole = [len(ids) for ids in tokenizer(TEXTS)["input_ids"]]
+    assert (
+        encoded.features["input_ids"].to_pylist() == tokenizer(TEXTS, truncation=True, max_length=length)["input_ids"]
+    )
+    assert encoded.tokens_lost.tolist() == [max(0, size - length) for size in whole]
+    assert encoded.tokens_lost.sum() > 0
+
+
+def test_unknown_tokens_and_words_are_counted(tokenizer: Any) -> None:
+    encoded = Encoder.of(tokenizer, Limits(100)).texts(["the ü old", "ü ü"])
+    assert (encoded.unknown_tokens, encoded.words) == (3, 5)
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3])
+def test_windows_are_those_of_the_tokenizer_and_lose_nothing(tokenizer: Any, stride: int) -> None:
+    encoded = Encoder.of(tokenizer, Limits(8, "window", stride)).texts(TEXTS)
+    found = encoded.features["input_ids"].to_pylist()
+    expected = tokenizer(TEXTS, truncation=True, max_length=8, stride=stride, return_overflowing_tokens=True)
+    rows: list[list[list[int]]] = [[] for _ in TEXTS]
+    for row, ids in zip(expected["overflow_to_sample_mapping"], expected["input_ids"], strict=True):
+        rows[row].append(ids)
+    assert found == rows
+    assert encoded.tokens_lost.tolist() == [0] * len(TEXTS)
+    for windows, whole in zip(found, tokenizer(TEXTS, add_special_tokens=False)["input_ids"], strict=True):
+        seen = [*windows[0][1:-1], *(token for window in windows[1:] for token in window[1:-1][stride:])]
+        assert seen == whole
+
+
+def test_a_stride_that_leaves_no_progress_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(FinetuneError, match="model.stride: expected less than 6"):
+        Encoder.of(tokenizer, Limits(8, "window", 6))
+
+
+def test_an_encoder_works_the_same_in_another_process(tokenizer: Any) -> None:
+    encoder = Encoder.of(tokenizer, Limits(8))
+    encoder.texts(TEXTS)
+    again = pickle.loads(pickle.dumps(encoder))
+    assert again.texts(TEXTS).features["input_ids"].equals(encoder.texts(TEXTS).features["input_ids"])
+
+
+words = st.lists(st.sampled_from(["the", "apple", "storm", "x", "hammer", "ü"]), min_size=1, max_size=30)
+
+
+@settings(deadline=None, max_examples=80)
+@given(rows=st.lists(words, min_size=1, max_size=4), length=st.integers(6, 14), stride=st.integers(0, 3))
+def test_each_word_is_decided_by_exactly_one_window(tokenizer: Any, rows: Any, length: int, stride: int) -> None:
+    windows, _, lost = Encoder.of(tokenizer, Limits(length, "window", stride)).words(rows)
+    assert lost.tolist() == [0] * len(rows)
+    for row, found in zip(rows, windows, strict=True):
+        decided: Counter[int] = Counter()
+        for window, owned in zip(found, owned_words(found), strict=True):
+            decided.update(
+                word for word, start, owns in zip(window.words, window.starts, owned, strict=True) if owns and start
+            )
+        assert decided == Counter(range(len(row)))
+
+
+def test_a_word_is_decided_where_it_has_most_context(tokenizer: Any) -> None:
+    row = ["the"] * 12
+    (windows,), _, _ = Encoder.of(tokenizer, Limits(8, "window", 3)).words([row])
+    owners = {
+        word: number
+        for number, (window, owned) in enumerate(zip(windows, owned_words(windows), strict=True))
+        for word, owns in zip(window.words, owned, strict=True)
+        if owns
     }
-    assert lost == [1, 0]
+    for word, owner in owners.items():
+        context = {
+            number: min(window.words.index(word), len(window.words) - 1 - window.words.index(word))
+            for number, window in enumerate(windows)
+            if word in window.words
+        }
+        assert context[owner] == max(context.values())
 
 
-def test_no_texts_have_no_tokens(tokenizer: Any) -> None:
-    assert tokenize(tokenizer, [], 8) == ({"input_ids": []}, [])
+def test_tags_stand_at_the_first_token_of_their_word(tokenizer: Any) -> None:
+    rows = {"tokens": [["the", "apple", "old"]], "tags": [["O", "B-fruit", "I-fruit"]]}
+    encoded = TokenClassification().encode(rows, Encoder.of(tokenizer, Limits(50)), ["fruit"])
+    names = tag_names(["fruit"])
+    targets = encoded.features["label_ids"].to_pylist()[0]
+    word_ids = encoded.features["word_ids"].to_pylist()[0]
+    assert [names[target] for target in targets if target != NO_TARGET] == rows["tags"][0]
+    assert [word_ids.index(word) for word in range(3)] == [i for i, t in enumerate(targets) if t != NO_TARGET]
+    assert len(word_ids) > 5, "a word of several tokens"
+
+
+def test_entities_that_truncation_takes_are_counted(tokenizer: Any) -> None:
+    rows = {"tokens": [["the", "old", "red", "apple"]], "tags": [["B-x", "O", "O", "B-fruit"]]}
+    cut = TokenClassification().encode(rows, Encoder.of(tokenizer, Limits(5)), ["fruit", "x"])
+    whole = TokenClassification().encode(rows, Encoder.of(tokenizer, Limits(50)), ["fruit", "x"])
+    windowed = TokenClassification().encode(rows, Encoder.of(tokenizer, Limits(6, "window", 1)), ["fruit", "x"])
+    for encoded in (cut, whole, windowed):
+        assert encoded.entities_lost is not None
+    assert (cut.entities_lost.tolist(), whole.entities_lost.tolist()) == ([1], [0])
+    assert windowed.entities_lost.tolist() == [0]

@@ -1,0 +1,235 @@
+"""What a check looks at, and what it gives back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from finetune.data.checks.columns_in_bulk import Entities, count_words, find_entities
+from finetune.data.rows import Column
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+Severity = Literal["error", "warning", "note"]
+SPLIT_NAMES = ("train", "validation", "test")
+EXAMPLES_KEPT = 5
+NAMES_LISTED = 10
+TEXT_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: how many rows (or labels, columns, entities), one sentence, and a few examples.
+
+    `severity` is there only where it differs from the check's own; the recipe's goes before both.
+    """
+
+    count: int
+    message: str
+    examples: Sequence[Mapping[str, Any]] = ()
+    severity: Severity | None = None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Which row has which labels: pairs of a row and an index into `names` (sorted), each pair once.
+
+    For tags the labels are the types of the row's entities.
+    """
+
+    names: tuple[str, ...]
+    rows: NDArray[Any]
+    codes: NDArray[Any]
+
+    @cached_property
+    def counts(self) -> NDArray[Any]:
+        """How many rows each label has, shape (labels,)."""
+        import numpy as np
+
+        counts: NDArray[Any] = np.bincount(self.codes, minlength=len(self.names))
+        return counts
+
+    def rows_of(self, code: int) -> NDArray[Any]:
+        """Return the rows that have a label, in their order."""
+        rows: NDArray[Any] = self.rows[self.codes == code]
+        return rows
+
+
+@dataclass(frozen=True)
+class CheckInput:
+    """The rows after cleaning and de-duplication, and what is known about how they came about.
+
+    `values` has each role's values as Arrow, row by row (the types are those of `finetune.data.rows.Column`). `splits`
+    has 0 for training, 1 for validation, 2 for test, or is None. `clusters` has for each row the lowest row of its
+    cluster of equal texts. `where(row)` says where a row came from: `{"line": 12}`, with `file` if there are several.
+    `dropped` counts the rows dropped before, by reason, of which `dropped_examples` has a few (`line` and `row`).
+    `sample` has the first raw records with all of their columns, `used` the column of the file for each role.
+    """
+
+    columns: Mapping[str, Column]
+    values: Mapping[str, pa.ChunkedArray]
+    splits: NDArray[Any] | None
+    clusters: NDArray[Any]
+    where: Callable[[int], dict[str, Any]]
+    dropped: Mapping[str, int]
+    dropped_examples: Mapping[str, Sequence[Mapping[str, Any]]]
+    sample: Sequence[Mapping[str, Any]]
+    used: Mapping[str, str]
+    classes: Sequence[str]
+    given_labels: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    @property
+    def rows_read(self) -> int:
+        """How many rows there were before any was dropped."""
+        return len(self) + sum(self.dropped.values())
+
+    @property
+    def target_role(self) -> str:
+        """The role that a model learns to predict, or nothing."""
+        kinds = ("label", "labels", "tags", "number")
+        return next((role for role, column in self.columns.items() if column.kind in kinds and role in self.values), "")
+
+    @property
+    def target_kind(self) -> str:
+        """The kind of the target's column, or nothing."""
+        return self.columns[self.target_role].kind if self.target_role else ""
+
+    @property
+    def text_roles(self) -> list[str]:
+        """The roles that a model reads."""
+        kinds = ("text", "tokens")
+        return [role for role, column in self.columns.items() if column.kind in kinds and role in self.values]
+
+    @cached_property
+    def word_counts(self) -> NDArray[Any]:
+        """How many words each row has, over all of its texts, shape (rows,)."""
+        import numpy as np
+
+        counts = np.zeros(len(self), dtype=np.int32)
+        for role in self.text_roles:
+            counts += count_words(self.values[role])
+        return counts
+
+    @cached_property
+    def entities(self) -> Entities:
+        """The entities in the tags of all rows."""
+        assert self.target_kind == "tags"
+        return find_entities(self.values[self.target_role])
+
+    @cached_property
+    def labels(self) -> LabelTable:
+        """Which row has which labels, or entities of which types."""
+        if self.target_kind == "tags":
+            found = self.entities
+            return LabelTable(found.types, *unique_pairs(found.rows, found.codes, len(found.types)))
+        return _label_table(self.values[self.target_role])
+
+    @cached_property
+    def cluster_numbers(self) -> NDArray[Any]:
+        """The cluster of each row, numbered from 0 without gaps, shape (rows,)."""
+        import numpy as np
+
+        numbers: NDArray[Any] = np.unique(self.clusters, return_inverse=True)[1]
+        return numbers
+
+    @property
+    def split_codes(self) -> list[int]:
+        """The splits that have rows."""
+        import numpy as np
+
+        return [] if self.splits is None else [int(code) for code in np.unique(self.splits)]
+
+    def text(self, row: int) -> str:
+        """Return what a model reads of a row, for people: words joined, several texts parted by a stroke, cut."""
+        values = [self.values[role][row].as_py() for role in self.text_roles]
+        texts = [" ".join(map(str, value)) if isinstance(value, list) else str(value or "") for value in values]
+        return cut(" | ".join(texts))
+
+    def example(self, row: int, **more: Any) -> dict[str, Any]:
+        """Return a row as an example: where it came from, its text, and what else matters."""
+        return {**self.where(int(row)), "text": self.text(int(row)), **more}
+
+    def examples(self, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """Return the first of the given rows as examples."""
+        return [self.example(row) for row, _ in zip(rows, range(EXAMPLES_KEPT), strict=False)]
+
+    def dropped_as_examples(self, reasons: Iterable[str]) -> list[dict[str, Any]]:
+        """Return rows that were dropped for one of the reasons as examples."""
+        found = [row for reason in reasons for row in self.dropped_examples.get(reason, ())][:EXAMPLES_KEPT]
+        return [self._dropped_example(row) for row in found]
+
+    def _dropped_example(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        place = {key: found[key] for key in ("file", "line") if key in found}
+        row = found.get("row")
+        values = row if isinstance(row, Mapping) else {}
+        names = [self.used.get(role, role) for role in self.text_roles]
+        texts = [values[name] for name in names if values.get(name)]
+        text = " | ".join(map(str, texts)) or json.dumps(row, ensure_ascii=False, default=str)
+        writable = text.encode("utf-8", "replace").decode("utf-8")  # a raw record may hold lone surrogates
+        return {**place, "text": cut(writable)}
+
+    def places(self, rows: Sequence[int] | NDArray[Any], most: int = 3) -> str:
+        """Return where rows came from, for a message: `line 3, 8 and 2 more`."""
+        found = [self.where(int(row)) for row in rows[:most]]
+        more = f" and {len(rows) - most} more" if len(rows) > most else ""
+        if any("file" in place for place in found):
+            return ", ".join(f"{place.get('file', '')} line {place['line']}" for place in found) + more
+        return "line " + ", ".join(str(place["line"]) for place in found) + more
+
+
+def unique_pairs(first: NDArray[Any], second: NDArray[Any], size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return each pair once, sorted; `second` has numbers below `size`."""
+    import numpy as np
+
+    pairs = np.sort(first.astype(np.int64) * max(size, 1) + second, kind="stable")
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique builds a hash table, which takes forty times as long
+    return pairs // max(size, 1), pairs % max(size, 1)
+
+
+def cut(text: str) -> str:
+    """Return a text, or as much of it as an example shows."""
+    return text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 1] + "…"
+
+
+def amount(count: int, one: str, many: str) -> str:
+    """Return a count and what is said of it: `1 row has`, `3 rows have`."""
+    return f"{count} {one if count == 1 else many}"
+
+
+def listed(names: Sequence[str], joined: str = ", ", of: int = 0) -> str:
+    """Return the first few of some names as text, and how many there are besides; `of` counts those not given too."""
+    others = max(len(names), of) - NAMES_LISTED
+    more = f"{joined}and {others} more" if others > 0 else ""
+    return joined.join(names[:NAMES_LISTED]) + more
+
+
+def _label_table(column: pa.ChunkedArray) -> LabelTable:
+    """Return the table of a column of labels, or of lists of labels."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    several = pa.types.is_list(column.type)
+    if several:
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        rows = np.repeat(np.arange(len(column)), lengths)
+        column = pc.list_flatten(column)
+    else:
+        rows = np.arange(len(column))
+    encoded = pc.fill_null(column, "").dictionary_encode().unify_dictionaries().combine_chunks()
+    found = encoded.dictionary.to_pylist()
+    order = sorted(range(len(found)), key=found.__getitem__)
+    rank = np.empty(len(found), dtype=np.int64)
+    rank[order] = np.arange(len(found))
+    codes = rank[encoded.indices.to_numpy()]
+    if several:
+        rows, codes = unique_pairs(rows, codes, len(found))
+    return LabelTable(tuple(found[number] for number in order), rows, codes)

@@ -1,0 +1,383 @@
+"""From raw records to usable rows: values found, read and cleaned, or the reason why a row cannot be used."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from finetune.data.cleaning import CleanerReport, Pipeline
+from finetune.data.rows import Column, Record
+from finetune.data.tagging import fits, spans_to_iob2, to_iob2
+from finetune.errors import FinetuneError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Beside the task's roles a row carries: its number among all records, the file it came from (an index), its line there,
+# the raw record as JSON, and the hash of its texts. Columns of the file that splitters and groups need have the prefix.
+PLACE = ("number", "file", "line")
+RAW, KEY_HIGH, KEY_LOW, JOINED, EXTRA = "raw", "key_high", "key_low", "joined", "extra:"
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """What decides how records become rows; plain values, so that it can be sent to another process."""
+
+    columns: Mapping[str, Column]
+    names: Mapping[str, str]
+    clean: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    fill: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    label_separator: str | None = None
+    tag_scheme: str = "iob2"
+    spans: bool = False
+    extras: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    @property
+    def text_roles(self) -> tuple[str, ...]:
+        """The roles whose values are what a model reads."""
+        return tuple(role for role, column in self.columns.items() if column.kind in {"text", "tokens"})
+
+
+class RawDrop(NamedTuple):
+    """A row dropped while reading: its number among all records, its place, the reason, and the record as JSON."""
+
+    number: int
+    file: int
+    line: int
+    reason: str
+    raw: bytes
+
+
+class SelectorWork(NamedTuple):
+    """A batch of records: the number of the first, and (index of the file, how many records) for each file in it."""
+
+    first: int
+    files: list[tuple[int, int]]
+    records: list[Record]
+
+
+class Selected(NamedTuple):
+    """What became of a batch of records: the usable rows as Arrow, the dropped ones, and what the cleaners did."""
+
+    rows: Any
+    dropped: list[RawDrop]
+    reports: list[CleanerReport]
+
+
+def row_schema(settings: SelectionSettings) -> pa.Schema:
+    """Return the columns of the rows that a selector gives."""
+    import pyarrow as pa
+
+    types = {
+        "text": pa.string(),
+        "label": pa.string(),
+        "labels": pa.list_(pa.string()),
+        "tokens": pa.list_(pa.string()),
+        "tags": pa.list_(pa.string()),
+        "number": pa.float64(),
+    }
+    fields = [("number", pa.int64()), ("file", pa.int32()), ("line", pa.int64())]
+    fields += [(role, types[column.kind]) for role, column in settings.columns.items()]
+    fields += [(f"{EXTRA}{name}", pa.string()) for name in settings.extras]
+    if any(column.kind == "tokens" for column in settings.columns.values()):
+        fields.append((JOINED, pa.string()))
+    return pa.schema([*fields, (RAW, pa.binary()), (KEY_HIGH, pa.uint64()), (KEY_LOW, pa.uint64())])
+
+
+class Selector:
+    """Turns batches of records into rows, column by column."""
+
+    def __init__(self, settings: SelectionSettings) -> None:
+        self.settings = settings
+        self._tags = next((role for role, column in settings.columns.items() if column.kind == "tags"), None)
+        tokens = any(column.kind == "tokens" for column in settings.columns.values())
+        self._clean = Pipeline(settings.clean, tokens=tokens)
+        self._readers: dict[str, Callable[[Any], tuple[Any, str]]] = {
+            "label": self._label,
+            "labels": self._labels,
+            "number": read_number,
+        }
+
+    def __call__(self, work: SelectorWork) -> Selected:
+        """Return the usable rows of a batch, and the dropped ones."""
+        import numpy as np
+
+        first, _, records = work
+        files = np.repeat(*np.asarray(work.files, dtype=np.int32).T)
+        values, reasons = self.values(records)
+        kept = [index for index, reason in enumerate(reasons) if not reason]
+        dropped = [
+            RawDrop(first + index, int(files[index]), records[index].line, reason, _raw(records[index].values))
+            for index, reason in enumerate(reasons)
+            if reason
+        ]
+        return Selected(self._rows(first, files, records, values, kept), dropped, self._clean.take_reports())
+
+    def values(self, records: Sequence[Record]) -> tuple[dict[str, list[Any]], list[str]]:
+        """Return each role's values, and for each record the reason why it cannot be used, or nothing."""
+        reasons = [record.unreadable for record in records]
+        values: dict[str, list[Any]] = {}
+        if self.settings.spans:
+            self._read_spans(records, values, reasons)
+        for role, column in self.settings.columns.items():
+            if role in values:
+                continue
+            raw = self._raw_values(records, role)
+            if column.kind == "text":
+                values[role] = self._texts(role, raw, reasons, column.required)
+            elif column.kind in {"tokens", "tags"}:
+                values[role] = self._words(role, raw, reasons)
+            else:
+                values[role] = self._read(role, raw, reasons, self._readers[column.kind])
+        self._clean_texts(values, reasons)
+        return values, reasons
+
+    def _raw_values(self, records: Sequence[Record], role: str) -> list[Any]:
+        name = self.settings.names[role]
+        raw = [record.values.get(name) for record in records]
+        if role in self.settings.fill:
+            fill = self.settings.fill[role]
+            raw = [fill if value is None or (type(value) is str and not value.strip()) else value for value in raw]
+        return raw
+
+    def _texts(self, role: str, raw: list[Any], reasons: list[str], required: bool) -> list[str]:
+        texts = []
+        for index, value in enumerate(raw):
+            if type(value) is str and value and not value.isspace():
+                texts.append(value if value.isascii() else _without_surrogates(value))
+                continue
+            texts.append("")
+            if (required or value is not None) and not reasons[index]:
+                blank = isinstance(value, str)
+                reasons[index] = f"{'blank' if blank else 'missing' if value is None else 'wrong_type_of'}_{role}"
+        return texts
+
+    def _read(self, role: str, raw: list[Any], reasons: list[str], read: Callable[[Any], tuple[Any, str]]) -> list[Any]:
+        values = []
+        for index, value in enumerate(raw):
+            found, reason = read(value)
+            values.append(found)
+            if reason and not reasons[index]:
+                reasons[index] = reason if reason == "unknown_label" else f"{reason}_{role}"
+        return values
+
+    def _label(self, value: Any) -> tuple[str | None, str]:
+        label, reason = read_label(value)
+        if reason:
+            return None, reason
+        label = self.settings.label_map.get(label, label)
+        known = self.settings.labels
+        return (None, "unknown_label") if known and label not in known else (label, "")
+
+    def _labels(self, value: Any) -> tuple[list[str] | None, str]:
+        if value is None:
+            return None, "missing"
+        separator = self.settings.label_separator
+        if isinstance(value, str):
+            value = [item for item in value.split(separator) if item.strip()] if separator else [value]
+        if not isinstance(value, list):
+            return None, "wrong_type_of"
+        labels: list[str] = []
+        for item in value:
+            label, reason = self._label(item)
+            if label is None:
+                return None, reason
+            labels.append(label)
+        return sorted(set(labels)), ""
+
+    def _words(self, role: str, raw: list[Any], reasons: list[str]) -> list[list[str]]:
+        lists = []
+        for index, value in enumerate(raw):
+            words = value.split() if isinstance(value, str) else value
+            good = isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
+            lists.append([_without_surrogates(word) for word in words] if good else [])
+            if not good and not reasons[index]:
+                missing = value is None or (isinstance(words, list) and not words)
+                reasons[index] = f"{'missing' if missing else 'wrong_type_of'}_{role}"
+        if role == self._tags and self.settings.tag_scheme != "iob2":
+            lists = [to_iob2(tags, self.settings.tag_scheme) for tags in lists]  # type: ignore[arg-type]
+        return lists
+
+    def _read_spans(self, records: Sequence[Record], values: dict[str, list[Any]], reasons: list[str]) -> None:
+        """Read texts with spans in characters as words with IOB2 tags, before anything moves a character."""
+        assert self._tags is not None
+        tokens_role = next(role for role, column in self.settings.columns.items() if column.kind == "tokens")
+        values[tokens_role], values[self._tags] = [], []
+        for index, record in enumerate(records):
+            text = record.values.get(self.settings.names["text"])
+            spans = record.values.get(self.settings.names["spans"])
+            tokens, tags, reason = read_spans(text, spans)
+            values[tokens_role].append(tokens)
+            values[self._tags].append(tags)
+            reasons[index] = reasons[index] or reason
+
+    def _clean_texts(self, values: dict[str, list[Any]], reasons: list[str]) -> None:
+        for role, column in self.settings.columns.items():
+            if column.kind == "text":
+                values[role], rejected = self._clean.texts(values[role])
+                for index, text in enumerate(values[role]):
+                    if (not text or text.isspace()) and not reasons[index] and column.required:
+                        reasons[index] = rejected.get(index) or f"nothing_left_after_cleaning_{role}"
+            elif column.kind == "tokens":
+                self._clean_tokens(role, values, reasons)
+
+    def _clean_tokens(self, role: str, values: dict[str, list[Any]], reasons: list[str]) -> None:
+        for index, tokens in enumerate(values[role]):
+            if reasons[index]:
+                continue
+            tags = values[self._tags][index] if self._tags else None
+            if tags is not None and not fits(tokens, tags):
+                reasons[index] = f"tokens_and_{self._tags}_differ_in_number"
+                continue
+            cleaned, aligned, reason = self._clean.tokens(tokens, tags)
+            values[role][index] = cleaned
+            if self._tags and aligned is not None:
+                values[self._tags][index] = aligned
+            if reason or not cleaned:
+                reasons[index] = reason or f"nothing_left_after_cleaning_{role}"
+
+    def _rows(
+        self, first: int, files: Any, records: Sequence[Record], values: dict[str, list[Any]], kept: list[int]
+    ) -> pa.RecordBatch:
+        import numpy as np
+        import pyarrow as pa
+
+        from finetune.data.duplicates import text_keys
+
+        schema = row_schema(self.settings)
+        whole = len(kept) == len(records)
+        chosen = values if whole else {role: [column[i] for i in kept] for role, column in values.items()}
+        rows = records if whole else [records[i] for i in kept]
+        columns: dict[str, Any] = {
+            "number": np.asarray(kept, dtype=np.int64) + first,
+            "file": files[kept],
+            "line": [record.line for record in rows],
+            **chosen,
+            RAW: [_raw(record.values) for record in rows],
+        }
+        for name in self.settings.extras:
+            columns[f"{EXTRA}{name}"] = [_as_text(record.values.get(name)) for record in rows]
+        if JOINED in schema.names:
+            role = next(role for role in self.settings.text_roles if self.settings.columns[role].kind == "tokens")
+            columns[JOINED] = [" ".join(tokens) for tokens in chosen[role]]
+        keys = text_keys(
+            [
+                columns[JOINED] if self.settings.columns[role].kind == "tokens" else chosen[role]
+                for role in self.settings.text_roles
+            ]
+        )
+        columns |= {KEY_HIGH: keys[:, 0], KEY_LOW: keys[:, 1]}
+        arrays = [pa.array(columns[column.name], column.type) for column in schema]
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def read_text(value: Any, clean: Pipeline) -> tuple[str, str]:
+    """Return one cleaned text, or the reason why there is none."""
+    if value is None:
+        return "", "missing"
+    if not isinstance(value, str):
+        return "", "wrong_type_of"
+    if not value.strip():
+        return "", "blank"
+    text, reason = clean.text(_without_surrogates(value))
+    return (text, reason) if text.strip() or reason else ("", "nothing_left_after_cleaning")
+
+
+def read_label(value: Any) -> tuple[str, str]:
+    """Return the label as text, blanks at its ends removed, or the reason why there is none."""
+    if type(value) is str:
+        label = value.strip()
+        return (label if label.isascii() else _without_surrogates(label), "" if label else "missing")
+    if value is None:
+        return "", "missing"
+    if isinstance(value, bool):
+        return str(value).lower(), ""
+    if isinstance(value, int):
+        return str(value), ""
+    return "", "wrong_type_of"
+
+
+def read_number(value: Any) -> tuple[float | None, str]:
+    """Return a finite number, or the reason why there is none; text that reads as a number is one."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None, "missing"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None, "wrong_type_of"
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None, "not_a_number_in"
+    return (number, "") if math.isfinite(number) else (None, "not_a_number_in")
+
+
+def read_spans(text: Any, spans: Any) -> tuple[list[str], list[str], str]:
+    """Return words and IOB2 tags for a text with spans in characters, or the reason why there are none."""
+    if text is None or spans is None:
+        return [], [], "missing_text" if text is None else "missing_spans"
+    if not isinstance(text, str) or not isinstance(spans, list) or not all(isinstance(span, dict) for span in spans):
+        return [], [], "wrong_type_of_text" if not isinstance(text, str) else "wrong_type_of_spans"
+    if not text.strip():
+        return [], [], "blank_text"
+    try:
+        tokens, tags = spans_to_iob2(_without_surrogates(text), spans)
+    except ValueError:
+        return [], [], "invalid_spans"
+    return tokens, tags, ""
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates: valid in JSON, but no text, since neither UTF-8 nor a tokenizer takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _raw(values: Mapping[str, Any]) -> bytes:
+    import orjson
+
+    try:
+        return orjson.dumps(values, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # lone surrogates, integers beyond 64 bits
+        return _deep_json(values).encode()
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return _without_surrogates(value if isinstance(value, str) else _deep_json(value))
+
+
+def _deep_json(value: Any) -> str:
+    """Return JSON of a value that was read; the little that is nested deeper than can be written is said to be so."""
+    try:
+        return json.dumps(value, default=str)
+    except RecursionError:
+        return '{"unreadable": "nested too deeply"}'
+
+
+def check_columns(sample: Sequence[Record], needed: Iterable[tuple[str, str]], source: str) -> None:
+    """Raise FinetuneError if no record of the sample can be read, or if none has one of the columns.
+
+    `needed` has for each column what it is for (a role, or a setting), and its name.
+    """
+    readable = [record for record in sample if not record.unreadable]
+    if not readable:
+        counts: dict[str, int] = {}
+        for record in sample:
+            counts[record.unreadable] = counts.get(record.unreadable, 0) + 1
+        listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+        raise FinetuneError(f"{source}: none of its {len(sample)} rows can be read ({listed})")
+    found = list(dict.fromkeys(key for record in readable for key in record.values))
+    for role, name in needed:
+        if name not in found:
+            shown = ", ".join(map(str, found[:50])) or "no columns"
+            known = role not in {"data.group_by", "data.split"}
+            setting = f"Rename it, or set data.columns.{role}." if known else f"Correct {role}."
+            raise FinetuneError(
+                f"{source}: expected a column {name!r} for {role}; found {shown}. "
+                f"{nearest(name, [str(key) for key in found])}{setting}"
+            )
