@@ -128,9 +128,9 @@ class Deciding:
     def _refuse_missing(self) -> None:
         """Call it an error if a value is missing where the recipe says that none may be."""
         missing = self.data.missing
-        strict = [
-            role for role in self.columns if (missing.get(role) if isinstance(missing, dict) else missing) == "error"
-        ]
+        roles = [*self.columns, *(("text", "spans") if "spans" in self.data.columns else ())]
+        policies = missing if isinstance(missing, dict) else dict.fromkeys(roles, missing)
+        strict = [role for role in roles if policies.get(role) == "error"]
         found = []
         for role in strict:
             for reason in (f"{kind}_{role}" for kind in MISSING_REASONS):

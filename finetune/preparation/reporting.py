@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXAMPLES = 5
+# The parts of the report that say something about tokens: they are made anew when the rows are not
+TOKEN_KEYS = ("truncated", "tokens", "tokenizer", "augmented", "next_steps")
 
 
 def rows_report(

@@ -127,10 +127,11 @@ def imbalance(rows: CheckInput, *, ratio: Annotated[float, Field(gt=1)] = 10.0) 
     if not len(few):
         return []
     least = few[0]
+    balance = ", or set data.augment.balance" if rows.target_kind == "label" else ""
     message = (
         f"The label {names[most]!r} has {counts[most]} rows, {counts[most] / counts[least]:.1f} times as many as "
         f"{names[least]!r} ({counts[least]}), and {amount(len(few), 'label has', 'labels have')} "
-        f"at least {ratio:g} times fewer; judge by macro averages, gather more rows, or set data.augment.balance."
+        f"at least {ratio:g} times fewer; judge by macro averages, or gather more rows{balance}."
     )
     return [Outcome(len(few), message, label_examples(rows, few))]
 

@@ -1,0 +1,216 @@
+"""The rows of an artifact, made anew or taken from the one that is there, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune import registry
+from finetune.artifacts import PreparedData, damages, has_manifest, write_text
+from finetune.data.augmentation import Augmentation, plan_copies
+from finetune.data.checks import CheckInput, Finding, run_checks
+from finetune.data.duplicates import clusters_of
+from finetune.data.rows import Column, used_columns
+from finetune.data.splitting import SPLITS
+from finetune.data.store import read_stream
+from finetune.errors import FinetuneError
+from finetune.preparation.deciding import Decided, Deciding, presentable
+from finetune.preparation.encoding import ORIGIN, Work, augmented, with_origin
+from finetune.preparation.reading import Collected, open_sources, read_rows, selection_settings
+from finetune.preparation.reporting import TOKEN_KEYS, rows_report
+from finetune.progress import Progress
+from finetune.recipe import Recipe
+from finetune.tasks import TaskSpec, open_task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Columns = Mapping[str, Column]
+LEAKS, NEAR = "leaks.jsonl", "near_duplicates.jsonl"
+
+
+@dataclass(frozen=True)
+class RowsPart:
+    """Readable rows with their splits, wherever they come from, and what there is to say about them."""
+
+    report: dict[str, Any]
+    labels: list[str]
+    work: Any  # () -> Iterator[Work], as often as one likes
+    train: Any  # () -> Iterator[RecordBatch]: the rows to learn from, without those that augmentation made
+    files: list[str]
+    total: int
+
+
+def columns_of(recipe: Recipe) -> tuple[Columns, TaskSpec]:
+    """Return the columns that the recipe uses of its task, and the task's declaration."""
+    task, spec = open_task(recipe.task.name, recipe.task.options)
+    return used_columns(task.columns, recipe.data.columns), spec
+
+
+def decide_rows(
+    recipe: Recipe, columns: Columns, spec: TaskSpec, scratch: Path, progress: Progress
+) -> tuple[Collected, Decided, Deciding]:
+    """Read and clean all records, and decide which rows stay and where; the rows are kept in `scratch`."""
+    settings = selection_settings(recipe, columns)
+    collected = read_rows(open_sources(recipe), settings, scratch, workers=recipe.data.workers, progress=progress)
+    deciding = Deciding(recipe, collected, columns, spec, scratch, progress)
+    return collected, deciding.decide(), deciding
+
+
+def new_rows(
+    recipe: Recipe, columns: Columns, spec: TaskSpec, scratch: Path, partial: Path, folder: Path, progress: Progress
+) -> RowsPart:
+    """Read, clean, decide and check; write what is known about the rows that go and those that are alike."""
+    collected, decided, deciding = decide_rows(recipe, columns, spec, scratch, progress)
+    findings = find_faults(recipe, columns, collected, decided, deciding)
+    _refuse(findings, decided, folder)
+    deciding.write_dropped(partial / "dropped.jsonl")
+    _write_lines(partial / NEAR, decided.near_pairs)
+    _write_lines(partial / LEAKS, decided.leaks)
+    report = rows_report(recipe, collected, decided, spec, deciding.kind, findings)
+
+    def work() -> Iterator[Work]:
+        first = 0
+        for batch in decided.rows.batches():
+            splits = decided.splits[first : first + batch.num_rows]
+            yield Work(with_origin(batch) if recipe.data.augment else batch, splits)
+            first += batch.num_rows
+        if recipe.data.augment:
+            yield from _augmented_work(recipe, columns, spec, decided, deciding.seed)
+
+    return RowsPart(report, decided.labels, work, lambda: rows_of_split(decided, 0), collected.files, len(decided.rows))
+
+
+def rows_of_split(decided: Decided, code: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of one split, by its code, batch after batch."""
+    import pyarrow as pa
+
+    first = 0
+    for batch in decided.rows.batches():
+        mask = decided.splits[first : first + batch.num_rows] == code
+        yield batch.filter(pa.array(mask))
+        first += batch.num_rows
+
+
+def augmentation_of(recipe: Recipe, columns: Columns, seed: int) -> Augmentation:
+    """Return the recipe's augmentation."""
+    assert recipe.data.augment
+    parts = [(part.name, part.options) for part in recipe.data.augment.operations]
+    return Augmentation(parts, columns, seed=seed)
+
+
+def _augmented_work(recipe: Recipe, columns: Columns, spec: TaskSpec, decided: Decided, seed: int) -> Iterator[Work]:
+    import numpy as np
+
+    settings = recipe.data.augment
+    assert settings is not None
+    train = int((decided.splits == 0).sum())
+    labels = None
+    if settings.balance:
+        if not spec.label_role or columns[spec.label_role].kind != "label":
+            raise FinetuneError(f"data.augment.balance: expected a task with one label a row, found {recipe.task.name}")
+        chosen = decided.rows.column(spec.label_role).filter(_arrow(decided.splits == 0))
+        labels = chosen.to_pylist()
+    copies = plan_copies(labels, rows=train, copies=settings.copies, balance=settings.balance, target=settings.target)
+    augmentation = augmentation_of(recipe, columns, seed)
+    for batch in augmented(rows_of_split(decided, 0), copies, augmentation, list(columns)):
+        yield Work(batch, np.zeros(batch.num_rows, dtype=np.int8))
+
+
+def _arrow(mask: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.array(mask)
+
+
+def stored_rows(folder: Path, partial: Path, rows_fingerprint: str, progress: Progress) -> RowsPart | None:
+    """Return the rows that are there already, if they were made from the same input and nothing has touched them."""
+    if not has_manifest(folder):
+        return None
+    try:
+        data = PreparedData(folder)
+        manifest = data.manifest
+    except FinetuneError:
+        return None
+    if manifest.get("rows_fingerprint") != rows_fingerprint or damages(folder, manifest, thorough=True):
+        return None
+    progress.note("the rows are there already: only their tokens are made anew")
+    for name in ("dropped.jsonl", NEAR, LEAKS):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
+    stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = {key: value for key, value in stored.items() if key not in TOKEN_KEYS}
+    tables = {name: read_stream(folder / f"{name}.arrow") for name in manifest["splits"]}
+    readable = {name: table.dropcolumns_of([*manifest["features"], "length"]) for name, table in tables.items()}
+
+    def work() -> Iterator[Work]:
+        import numpy as np
+
+        for name, table in readable.items():
+            for batch in table.to_batches():
+                yield Work(batch, np.full(batch.num_rows, SPLITS.index(name), dtype=np.int8))
+
+    def train() -> Iterator[pa.RecordBatch]:
+        for batch in readable["train"].to_batches():
+            yield batch.filter(batch[ORIGIN].is_null()) if ORIGIN in batch.schema.names else batch
+
+    total = sum(table.num_rows for table in readable.values())
+    return RowsPart(report, data.labels, work, train, stored["source"], total)
+
+
+def find_faults(
+    recipe: Recipe, columns: Columns, collected: Collected, decided: Decided, deciding: Deciding
+) -> list[Finding]:
+    """Run the checks; what deciding found comes with what they find, the worst first."""
+    settings = {
+        name: (value.get("severity"), {key: item for key, item in value.items() if key != "severity"})
+        for name, value in recipe.data.checks.items()
+    }
+    if recipe.data.conflicts == "error":
+        settings.setdefault("conflicting-labels", ("error", {}))
+    rows = CheckInput(
+        columns=columns,
+        values={role: decided.rows.column(role) for role in columns},
+        splits=decided.splits,
+        clusters=decided.clusters if not recipe.data.group_by else _text_clusters(deciding),
+        where=deciding.place,
+        dropped=decided.dropped,
+        dropped_examples=deciding.dropped_examples(),
+        sample=[presentable(record.values) for record in collected.sample if not record.unreadable],
+        used=selection_settings(recipe, columns).names,
+        classes=decided.labels,
+        given_labels=recipe.data.labels or None,
+    )
+    order = ("error", "warning", "note")
+    found = [*decided.problems, *run_checks(rows, settings)]
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def _text_clusters(deciding: Deciding) -> Any:
+    """Return the clusters of equal texts alone: a user's group is no reason why labels should agree."""
+    return clusters_of(deciding._keys())
+
+
+def _refuse(findings: Sequence[Finding], decided: Decided, folder: Path) -> None:
+    """Raise FinetuneError if anything was found that the recipe calls an error."""
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return
+    lines = [f"  {finding.check}: {finding.message}" for finding in errors]
+    if decided.leaks and any(finding.check == "leaks" for finding in errors):
+        listed = folder.with_name(LEAKS)
+        _write_lines(listed, decided.leaks)
+        lines.append(f"  The leaks are listed in {listed}.")
+    lowered = [name for name in dict.fromkeys(finding.check for finding in errors) if name in registry.checks.names()]
+    way_out = f", or lower what you accept: data.checks.{lowered[0]}: warning" if lowered else ""
+    heading = f"the data has {len(errors)} error{'s' * (len(errors) > 1)}:"
+    raise FinetuneError("\n".join([heading, *lines, f"Mend the data{way_out}."]))
+
+
+def _write_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    if values:
+        write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
