@@ -145,7 +145,7 @@ def stored_rows(folder: Path, partial: Path, rows_fingerprint: str, progress: Pr
     stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     report = {key: value for key, value in stored.items() if key not in TOKEN_KEYS}
     tables = {name: read_stream(folder / f"{name}.arrow") for name in manifest["splits"]}
-    readable = {name: table.dropcolumns_of([*manifest["features"], "length"]) for name, table in tables.items()}
+    readable = {name: table.drop_columns([*manifest["features"], "length"]) for name, table in tables.items()}
 
     def work() -> Iterator[Work]:
         import numpy as np
