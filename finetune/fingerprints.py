@@ -27,6 +27,11 @@ def rows_inputs(recipe: Recipe) -> dict[str, Any]:
     return {"task": resolved["task"], "seed": seed, "data": described}
 
 
+def rows_part(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the rows out of what decides their tokens."""
+    return {key: inputs[key] for key in ("task", "seed", "data")}
+
+
 def augmentation_files(recipe: Recipe) -> list[str]:
     """Return the hashes of the files that augmentation reads: tables of synonyms, and the weights of models."""
     options = [part.options for part in recipe.data.augment.operations] if recipe.data.augment else []

@@ -90,7 +90,9 @@ class Job:
             "prepare",
             fresh,
             lambda: PreparedData(folder),
-            lambda: prepare(self.recipe, folder, allow_code=self.runtime.allow_code, progress=self.progress),
+            lambda: prepare(
+                self.recipe, folder, allow_code=self.runtime.allow_code, inputs=inputs, progress=self.progress
+            ),
         )
         return self._data
 

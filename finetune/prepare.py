@@ -11,7 +11,7 @@ from finetune.artifacts import PreparedData, building, fingerprint, publish, ver
 from finetune.data.augmentation import preview
 from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
-from finetune.fingerprints import rows_inputs, tokens_inputs
+from finetune.fingerprints import rows_part, tokens_inputs
 from finetune.models.loading import check_context, context_length, find_model, load_tokenizer
 from finetune.preparation.encoding import Tokens, text_batches, write_splits
 from finetune.preparation.reporting import rows_report, tokens_report
@@ -41,10 +41,16 @@ AUTO_LENGTH_QUANTILE = 0.99
 
 
 def prepare(
-    recipe: Recipe, folder: Path, *, allow_code: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    allow_code: bool = False,
+    inputs: dict[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> PreparedData:
     """Build the prepared data in `folder`, replacing what was there; return it.
 
+    `inputs` are the recipe's `tokens_inputs`, if they are known already: large files are not read twice to hash them.
     If only what decides the tokens has changed, the rows that are there are tokenized again, and not cleaned again.
     Raises FinetuneError for data that cannot be used as it is, with the lines at fault.
     """
@@ -52,8 +58,8 @@ def prepare(
     columns, spec = columns_of(recipe)
     model_folder = find_model(recipe.model, allow_code=allow_code)
     # described before it is read: a file that is edited meanwhile makes the result stale, never wrongly fresh
-    inputs = tokens_inputs(recipe, allow_code=allow_code)
-    rows_fingerprint = fingerprint(rows_inputs(recipe))
+    inputs = inputs or tokens_inputs(recipe, allow_code=allow_code)
+    rows_fingerprint = fingerprint(rows_part(inputs))
     with building(folder) as partial:
         scratch = partial / "rows"
         scratch.mkdir()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import typer
 
+from finetune import registry
 from finetune.cli import app
 from finetune.documents import parse_value
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe import DataSection, Recipe, load_recipe
 from tests.conftest import ROOT
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "recipes/quickstart.yaml", "benchmarks/banking77.yaml"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/data-preparation.md", "data/README.md", "recipes/quickstart.yaml", "benchmarks/banking77.yaml"]
 
 
 def commands_in(path: Path) -> list[str]:
@@ -110,3 +111,28 @@ def test_constraints_pin_every_dependency_and_no_file_names_an_index() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
     for name in ("constraints.txt", "requirements-demo.txt", "Makefile", "pyproject.toml", "README.md"):
         assert not re.search(r"index-url|find-links|pypi\.org|download\.pytorch", (ROOT / name).read_text()), name
+
+
+PREPARATION = ROOT / "docs" / "data-preparation.md"
+DATA_PARTS = (
+    registry.sources,
+    registry.cleaners,
+    registry.checks,
+    registry.splitters,
+    registry.augmenters,
+    registry.tokenizers,
+)
+
+
+@pytest.mark.parametrize("parts", DATA_PARTS, ids=lambda parts: parts.kind)
+def test_every_part_and_option_of_the_preparation_is_documented(parts: registry.Registry) -> None:
+    text = PREPARATION.read_text()
+    for name in parts.names():
+        assert f"`{name}`" in text, name
+        for option in set(parts.get(name).options.model_fields) - {"train", "validation", "test"}:
+            assert re.search(rf"`{option}`", text), f"{name}: {option}"
+
+
+def test_every_setting_of_the_data_is_documented() -> None:
+    text = PREPARATION.read_text()
+    assert [name for name in DataSection.model_fields if not re.search(rf"\b{name}\b", text)] == []
