@@ -22,6 +22,8 @@ MAX_VALUES = 100_000
 MAX_DIGITS = 300
 # The settings whose values name files or folders: they resolve against the folder of the file that wrote them.
 PATH_SETTINGS: tuple[tuple[str, str], ...] = (("data", "source"), ("model", "id"))
+# The settings whose values may be a word or a mapping, and yet are no parts with a name.
+NO_PARTS = (("data", "source"), ("data", "missing"), ("data", "near_duplicates"))
 # The options of augmenters that do: a table of synonyms is always a file, a model is one as `model.id` is.
 AUGMENTER_PATHS = {
     "table": ("data", "source"),
@@ -259,7 +261,8 @@ def _merge(base: dict[str, Any], child: Mapping[str, Any], origins: dict[Keys, s
     merged = dict(base)
     for key, value in child.items():
         old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, str) and "name" not in value:
+        bare = isinstance(value, dict) and isinstance(old, str) and "name" not in value
+        if bare and (*keys, key)[:2] not in NO_PARTS:
             old = {"name": old}  # a part that was written as its bare name
         # an empty mapping clears: merged, it would say nothing
         if (

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -118,10 +119,23 @@ Optimizer = Annotated[Part, _part_of(registry.optimizers)]
 Schedule = Annotated[Part, _part_of(registry.schedules)]
 Backend = Annotated[Part, _part_of(registry.backends)]
 
-STRATIFIED = Part(name="stratified", options={"train": 0.8, "validation": 0.1, "test": 0.1})
+STRATIFIED = Part(
+    name="stratified",
+    options={"train": 0.8, "validation": 0.1, "test": 0.1, "folds": None, "fold": 0, "bins": 10},
+)
 
 
-Paths = str | Many[str]
+def _paths(value: object) -> str | tuple[str, ...]:
+    if value == [None]:  # what YAML makes of a lonely dash
+        return "-"
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) and item for item in value):
+        return tuple(value)
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError(f"expected a path, or a list of paths, found {value!r}")
+
+
+Paths = Annotated[str | tuple[str, ...], PlainValidator(_paths)]
 
 
 class GivenSplits(Section):
@@ -132,8 +146,19 @@ class GivenSplits(Section):
     test: Paths | None = None
 
 
-def _source(value: object) -> object:
-    return GivenSplits.model_validate(value) if isinstance(value, dict) else _as_tuple(value)
+def _source(value: object) -> str | tuple[str, ...] | GivenSplits:
+    return _settings(GivenSplits, value) if isinstance(value, (dict, GivenSplits)) else _paths(value)
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def _settings(section: type[Settings], value: object) -> Settings:
+    """Return nested settings; what is wrong with them is reported as if they stood in the recipe directly."""
+    try:
+        return section.model_validate(value)
+    except ValidationError as error:
+        raise _BadOptions(error, section) from None
 
 
 class Fill(Section):
@@ -142,7 +167,28 @@ class Fill(Section):
     fill: str | int | float
 
 
-OnMissing = Literal["drop", "error"] | Fill
+def _on_missing(value: object) -> str | Fill:
+    if value in ("drop", "error"):
+        return str(value)
+    if isinstance(value, (dict, Fill)):
+        return _settings(Fill, value)
+    raise ValueError(f"expected drop, error or {{fill: VALUE}}, found {value!r}")
+
+
+def _missing(value: object) -> str | Fill | dict[str, str | Fill]:
+    """Read what to do about missing values: one thing for all roles, or one for each."""
+    if not isinstance(value, dict) or set(value) == {"fill"}:
+        return _on_missing(value)
+    policies: dict[str, str | Fill] = {}
+    problems = []
+    for role, policy in value.items():
+        try:
+            policies[role] = _on_missing(policy)
+        except ValueError as error:
+            problems.append(((role,), str(error)))
+    if problems:
+        raise _Problems(problems)
+    return policies
 
 
 class NearDuplicates(Section):
@@ -201,13 +247,13 @@ def _checks(value: object) -> object:
 class DataSection(Section):
     """Which rows, which of their columns, how they are cleaned, checked, split and augmented."""
 
-    source: Annotated[str | Many[str] | GivenSplits, BeforeValidator(_source)]
+    source: Annotated[str | tuple[str, ...] | GivenSplits, PlainValidator(_source)]
     format: SourceFormat | None = None
     columns: dict[str, str] = {}
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     clean: Many[Cleaner] = ()
-    missing: OnMissing | dict[str, OnMissing] = "drop"
+    missing: Annotated[str | Fill | dict[str, str | Fill], PlainValidator(_missing)] = "drop"
     labels: Many[str] = ()
     label_map: dict[str, str] = {}
     label_separator: Annotated[str, Field(min_length=1)] | None = None
@@ -266,13 +312,21 @@ def _missing_file(source: str) -> str:
     return f"expected a file of rows, found nothing at {source}{suggestion(path.name, beside)}"
 
 
+def _length(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 2:
+        return value
+    raise ValueError(f"expected a whole number of at least 2, or auto, found {value!r}")
+
+
 class ModelSection(Section):
     """The pretrained model: a Hub id with its revision, a local folder, or `package:NAME/FOLDER`."""
 
     id: str
     revision: str | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    max_length: Annotated[int, Field(ge=2)] | Literal["auto"] = 128
+    max_length: Annotated[int | Literal["auto"], PlainValidator(_length)] = 128
     overflow: Literal["truncate", "error", "window"] = "truncate"
     stride: Annotated[int, Field(ge=0)] = 32
 
@@ -553,6 +607,8 @@ def _explain(details: Any, known: Sequence[str], nested: object) -> str:
         return str(nested)
     if kind in {"model_type", "model_attributes_type", "dict_type"}:
         return f"expected a mapping of settings, found {found!r}"
+    if kind == "too_short":
+        return f"expected at least {details['ctx']['min_length']} item, found {found!r}"
     if kind == "tuple_type":
         return f"expected a list, found {found!r}"
     if kind == "string_pattern_mismatch":
