@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +13,12 @@ from finetune.data.checks import Finding
 from finetune.data.duplicates import clusters_of, find_conflicts, find_leaks, merge_clusters, repeats
 from finetune.data.near_duplicates import NearDuplicates, find_near_duplicates, redundant
 from finetune.data.rows import Column
-from finetune.data.selection import EXTRA, JOINED, KEY_HIGH, KEY_LOW, RAW, RawDrop
+from finetune.data.selection import EXTRA
 from finetune.data.splitting import SPLITS, SplitInput
 from finetune.data.store import RowStore
 from finetune.errors import FinetuneError
-from finetune.preparation.reading import EXAMPLES_OF_DROPS, Collected, drop_line
+from finetune.preparation.reading import Collected
+from finetune.preparation.remaining import Remaining, codes_of, describe_place
 from finetune.progress import Progress
 from finetune.recipe import DataSection, Recipe
 from finetune.tasks import TaskSpec
@@ -63,15 +62,10 @@ class Deciding:
         folder: Path,
         progress: Progress,
     ) -> None:
-        import numpy as np
-
         self.data: DataSection = recipe.data
         self.seed = recipe.seed if recipe.data.seed is None else recipe.data.seed
-        self.collected, self.columns, self.spec, self.folder, self.progress = collected, columns, spec, folder, progress
-        self.rows = collected.rows
-        self.alive = np.arange(len(self.rows))
-        self.reasons = np.zeros(len(self.rows), dtype=np.int8)
-        self.reason_names = [""]
+        self.collected, self.columns, self.spec, self.progress = collected, columns, spec, progress
+        self.left = Remaining(collected, columns, spec.text_roles, folder)
         self.problems: list[Finding] = []
         self.leak_count, self.near_repeats = 0, 0
         self.near_listed: list[dict[str, Any]] = []
@@ -92,11 +86,11 @@ class Deciding:
         splits, clusters, leaks = self._split(clusters)
         self._require_splits(splits)
         return Decided(
-            rows=self.rows,
+            rows=self.left.rows,
             clusters=clusters,
             splits=splits,
-            labels=classes(self.rows, self.spec, self.kind, self.data.labels),
-            dropped=self._dropped(),
+            labels=classes(self.left.rows, self.spec, self.kind, self.data.labels),
+            dropped=self.left.dropped(),
             exact_repeats=exact_repeats,
             near_repeats=self.near_repeats,
             near_pairs=self.near_listed,
@@ -104,26 +98,6 @@ class Deciding:
             leak_count=self.leak_count,
             problems=self.problems,
         )
-
-    # -- rows that go
-
-    def _drop(self, mask: NDArray[np.bool_], reason: str) -> None:
-        """Drop rows, given one truth value a row that is still there; the store is made anew from the others."""
-        if not mask.any():
-            return
-        if reason not in self.reason_names:
-            self.reason_names.append(reason)
-        self.reasons[self.alive[mask]] = self.reason_names.index(reason)
-        self.alive = self.alive[~mask]
-        number = len(self.reason_names)
-        self.rows = self.rows.keep(~mask, self.folder / f"kept-{number}-{reason}.arrow", without=(RAW,))
-
-    def _dropped(self) -> Counter[str]:
-        counts = Counter(self.collected.dropped)
-        for code, name in enumerate(self.reason_names):
-            if name:
-                counts[name] += int((self.reasons == code).sum())
-        return counts
 
     def _refuse_missing(self) -> None:
         """Call it an error if a value is missing where the recipe says that none may be."""
@@ -146,15 +120,15 @@ class Deciding:
             self.problems.append(Finding("missing-values", "error", count, message, []))
 
     def _require_rows(self) -> None:
-        if not len(self.rows):
-            listed = ", ".join(f"{reason} {count}" for reason, count in self._dropped().most_common())
+        if not len(self.left.rows):
+            listed = ", ".join(f"{reason} {count}" for reason, count in self.left.dropped().most_common())
             raise FinetuneError(
-                f"{self._name}: expected usable rows, but all {self.collected.rows_read} were dropped: {listed}"
+                f"{self.left.name}: expected usable rows, but all {self.collected.rows_read} were dropped: {listed}"
             )
 
     def _drop_exact(self, given: NDArray[np.int8] | None) -> int:
         """Settle texts that are the same, within each split that the user gave; return how many rows repeat another."""
-        exact = clusters_of(self._keys())
+        exact = clusters_of(self.left.keys())
         inside = exact if given is None else _within(exact, given)
         if self.kind and self.data.conflicts == "drop":
             conflicting = find_conflicts(inside, self._target_codes())
@@ -164,9 +138,9 @@ class Deciding:
         if repeated.any() and self.data.duplicates in {"error", "report"}:
             severity = "error" if self.data.duplicates == "error" else "warning"
             self._found_pairs("duplicates", severity, "texts that repeat another", repeated, inside)
-        self._drop(conflicting, "conflicting_labels")
+        self.left.drop(conflicting, "conflicting_labels")
         if self.data.duplicates == "drop":
-            self._drop(repeated[~conflicting], "duplicate")
+            self.left.drop(repeated[~conflicting], "duplicate")
         return int(repeats(exact).sum())
 
     def _find_near(self, given: NDArray[np.int8] | None) -> NDArray[np.int64]:
@@ -174,12 +148,12 @@ class Deciding:
         import numpy as np
 
         settings = self.data.near_duplicates
-        exact = clusters_of(self._keys())
+        exact = clusters_of(self.left.keys())
         if settings.action == "off":
             return exact
         inside = exact if given is None else _within(exact, given)
         found = find_near_duplicates(
-            [self.rows.column(name) for name in self._text_columns()],
+            [self.left.rows.column(name) for name in self.left.text_columns],
             inside,
             threshold=settings.threshold,
             shingles=settings.shingles,
@@ -192,7 +166,7 @@ class Deciding:
         clusters = merge_clusters(found.clusters, exact)
         self.near_repeats = len(np.unique(exact)) - len(np.unique(clusters))
         self.near_listed = [
-            {**self._pair(first, second), "similarity": round(float(similarity), 4)}
+            {**self.left.pair(first, second), "similarity": round(float(similarity), 4)}
             for (first, second), similarity in zip(found.pairs[:MOST_PAIRS_LISTED], found.similarities, strict=False)
         ]
         if settings.action == "report" and self.near_repeats:
@@ -206,7 +180,7 @@ class Deciding:
             )
         if settings.action == "drop":
             mask = redundant(found if given is None else _links_within(found, given), inside)
-            self._drop(mask, "near_duplicate")
+            self.left.drop(mask, "near_duplicate")
             return _renumber(clusters, ~mask)
         return clusters
 
@@ -221,10 +195,10 @@ class Deciding:
             pairs = np.unique(np.stack([codes, clusters], axis=1), axis=0)
             texts = np.bincount(pairs[:, 0], minlength=int(codes.max()) + 1)
             rare = texts[codes] < splits_wanted(self.data)
-            self._drop(rare, "rare_label")
+            self.left.drop(rare, "rare_label")
             clusters, codes = _renumber(clusters, ~rare), codes[~rare]
         if len(codes) and (codes == codes[0]).all():
-            only = self.rows.column(self.spec.label_role or "")[0].as_py()
+            only = self.left.rows.column(self.spec.label_role or "")[0].as_py()
             message = f"expected at least 2 labels, found only {only!r}"
             self.problems.append(Finding("labels", "error", len(codes), message, []))
         return clusters
@@ -236,28 +210,28 @@ class Deciding:
         import numpy as np
 
         if "" not in self.data.sources:
-            by_file: NDArray[np.int8] = np.asarray(self.collected.given, dtype=np.int8)[self.rows.numbers("file")]
+            by_file: NDArray[np.int8] = np.asarray(self.collected.given, dtype=np.int8)[self.left.rows.numbers("file")]
             return by_file
         if not registry.splitters.get(self.data.split.name).attributes.get("given"):
             return None
-        given: NDArray[np.int8] = self._run_splitter(np.arange(len(self.rows)))
+        given: NDArray[np.int8] = self._run_splitter(np.arange(len(self.left.rows)))
         return given
 
     def _run_splitter(self, clusters: NDArray[np.int64]) -> NDArray[np.int8]:
         splitter = registry.splitters.get(self.data.split.name).build(self.data.split.options)
         extras = {
-            name.removeprefix(EXTRA): self.rows.column(name)
-            for name in self.rows.table.column_names
+            name.removeprefix(EXTRA): self.left.rows.column(name)
+            for name in self.left.rows.table.column_names
             if name.startswith(EXTRA)
         }
-        target = self.rows.column(self.spec.label_role) if self.spec.label_role else None
+        target = self.left.rows.column(self.spec.label_role) if self.spec.label_role else None
         given = SplitInput(
             clusters=clusters,
             kind=self.kind,
             target=target,
-            keys=self._keys(),
+            keys=self.left.keys(),
             extras=extras,
-            names=lambda row: describe_place(self.place(row)),
+            names=lambda row: describe_place(self.left.place(row)),
         )
         return splitter(given, self.seed)  # type: ignore[no-any-return]
 
@@ -277,7 +251,7 @@ class Deciding:
             later = np.zeros(len(splits), dtype=np.int8)
             np.maximum.at(later, clusters, splits)
             leaking = splits < later[clusters]
-            self._drop(leaking, "leak")
+            self.left.drop(leaking, "leak")
             return splits[~leaking], _renumber(clusters, ~leaking), leaks
         severity = "error" if self.data.leaks == "error" else "warning"
         message = (
@@ -288,14 +262,14 @@ class Deciding:
         return splits, clusters, leaks
 
     def _leak(self, splits: NDArray[np.int8], row: int, other: int) -> dict[str, Any]:
-        earlier = {f"other_{key}": value for key, value in self.place(other).items()}
+        earlier = {f"other_{key}": value for key, value in self.left.place(other).items()}
         return {
             "split": SPLITS[splits[row]],
-            **self.place(row),
+            **self.left.place(row),
             "other_split": SPLITS[splits[other]],
             **earlier,
-            "text": self.text(row),
-            "other_text": self.text(other),
+            "text": self.left.text(row),
+            "other_text": self.left.text(other),
         }
 
     def _require_splits(self, splits: NDArray[np.int8]) -> None:
@@ -311,44 +285,13 @@ class Deciding:
         """Return the group of each row by a column of the file; a row without a value is a group of its own."""
         import numpy as np
 
-        codes, known = codes_of(self.rows.column(f"{EXTRA}{name}"))
+        codes, known = codes_of(self.left.rows.column(f"{EXTRA}{name}"))
         return np.where(codes < 0, known + np.arange(len(codes)), codes)
-
-    # -- rows as people know them
-
-    @property
-    def _name(self) -> str:
-        return ", ".join(self.collected.files[:3])
-
-    def _keys(self) -> NDArray[np.uint64]:
-        import numpy as np
-
-        return np.stack([self.rows.numbers(KEY_HIGH), self.rows.numbers(KEY_LOW)], axis=1)
-
-    def _text_columns(self) -> list[str]:
-        roles = [role for role in self.spec.text_roles if role in self.columns]
-        return [JOINED if self.columns[role].kind == "tokens" else role for role in roles]
 
     def _target_codes(self) -> NDArray[np.int32]:
         assert self.spec.label_role
-        column = self.rows.column(self.spec.label_role)
+        column = self.left.rows.column(self.spec.label_role)
         return codes_of(_joined(column) if self.kind in {"labels", "tags"} else column)[0]
-
-    def place(self, row: int) -> dict[str, Any]:
-        """Return where a row came from: its line, and its file if there are several."""
-        line = {"line": self.rows.column("line")[row].as_py()}
-        files = self.collected.files
-        return {"file": files[self.rows.column("file")[row].as_py()], **line} if len(files) > 1 else line
-
-    def text(self, row: int) -> str:
-        """Return the beginning of a row's text."""
-        return " / ".join(str(self.rows.column(name)[row].as_py()) for name in self._text_columns())[:200]
-
-    def _pair(self, first: int, second: int) -> dict[str, Any]:
-        places = [self.place(int(row)) for row in (first, second)]
-        files = {"files": [place["file"] for place in places]} if "file" in places[0] else {}
-        texts = [self.text(int(first)), self.text(int(second))]
-        return {**files, "lines": [place["line"] for place in places], "texts": texts}
 
     def _found_pairs(
         self, check: str, severity: str, what: str, mask: NDArray[np.bool_], clusters: NDArray[np.int64]
@@ -356,61 +299,10 @@ class Deciding:
         import numpy as np
 
         rows = np.flatnonzero(mask)
-        shown = [self._pair(int(clusters[row]), int(row)) for row in rows[:EXAMPLES]]
+        shown = [self.left.pair(int(clusters[row]), int(row)) for row in rows[:EXAMPLES]]
         lines = "; ".join("lines " + " and ".join(map(str, pair["lines"])) for pair in shown)
         message = f"found {len(rows)} {what}: {lines}. Mend the data, or set data.{check}: drop."
         self.problems.append(Finding(check, severity, len(rows), message, shown))  # type: ignore[arg-type]
-
-    # -- what is written about rows that go
-
-    def write_dropped(self, target: Path) -> None:
-        """Write every dropped row with its place and reason, in the order of the files."""
-        with target.open("wb") as sink, self.collected.early_drops.open("rb") as early:
-            for _, line in heapq.merge(_numbered(early), _numbered(self._late_drops())):
-                sink.write(line)
-
-    def _late_drops(self) -> Iterator[bytes]:
-        start = 0
-        for batch in self.collected.rows.batches():
-            codes = self.reasons[start : start + batch.num_rows]
-            for index in codes.nonzero()[0].tolist():
-                yield drop_line(self._raw_drop(batch, index, codes[index]), self.collected.files)
-            start += batch.num_rows
-
-    def _raw_drop(self, batch: pa.RecordBatch, index: int, code: int) -> RawDrop:
-        number, file, line, raw = (batch[name][index].as_py() for name in ("number", "file", "line", RAW))
-        return RawDrop(number, file, line, self.reason_names[code], raw)
-
-    def dropped_examples(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the first few dropped rows of each reason."""
-        import numpy as np
-
-        found = {reason: [_example(drop) for drop in drops] for reason, drops in self.collected.examples.items()}
-        starts = np.cumsum([0, *(batch.num_rows for batch in self.collected.rows.batches())])
-        batches = list(self.collected.rows.batches())
-        for code, name in enumerate(self.reason_names):
-            if not name:
-                continue
-            for row in np.flatnonzero(self.reasons == code)[:EXAMPLES_OF_DROPS]:
-                number = int(starts.searchsorted(row, side="right")) - 1
-                drop = self._raw_drop(batches[number], int(row - starts[number]), code)
-                found.setdefault(name, []).append(_example(drop))
-        return found
-
-
-def _example(drop: RawDrop) -> dict[str, Any]:
-    return {"line": drop.line, "row": presentable(json.loads(drop.raw))}
-
-
-def presentable(values: Any) -> Any:
-    """Return plain values with lone surrogates, which no file takes, replaced."""
-    return json.loads(json.dumps(values, ensure_ascii=False, default=str).encode("utf-8", "replace"))
-
-
-def _numbered(lines: Any) -> Iterator[tuple[int, bytes]]:
-    for line in lines:
-        number, _, rest = line.partition(b"\t")
-        yield int(number), rest
 
 
 def _within(clusters: NDArray[np.int64], splits: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -435,23 +327,6 @@ def _renumber(clusters: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[n
     return np.asarray(first[inverse], dtype=np.int64)
 
 
-def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    return pa.chunked_array([pc.binary_join(chunk, "\x1f") for chunk in lists.chunks], pa.string())
-
-
-def codes_of(values: pa.ChunkedArray) -> tuple[NDArray[np.int32], int]:
-    """Return a number for each value, equal values having equal numbers (-1: none), and how many values there are."""
-    import numpy as np
-
-    encoded = values.dictionary_encode().combine_chunks()
-    chunk = encoded if not hasattr(encoded, "chunks") else encoded.chunk(0)
-    indices = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return indices, len(chunk.dictionary)
-
-
 def classes(rows: RowStore, spec: TaskSpec, kind: str, declared: Sequence[str]) -> list[str]:
     """Return the labels, or the types of entities, in the order of their indices."""
     import pyarrow.compute as pc
@@ -468,13 +343,15 @@ def classes(rows: RowStore, spec: TaskSpec, kind: str, declared: Sequence[str]) 
     return sorted(found)
 
 
-def describe_place(place: Mapping[str, Any]) -> str:
-    """Return a row's place as a message names it."""
-    return f"{place['file']}: line {place['line']}" if "file" in place else f"line {place['line']}"
-
-
 def splits_wanted(data: DataSection) -> int:
     """Return how many splits the recipe asks for."""
     if "" not in data.sources:
         return len(data.sources)
     return sum(bool(data.split.options.get(name, True)) for name in SPLITS)
+
+
+def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pa.chunked_array([pc.binary_join(chunk, "\x1f") for chunk in lists.chunks], pa.string())

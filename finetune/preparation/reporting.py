@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.checks import Finding
 from finetune.data.splitting import SPLITS
 from finetune.data.tokenization import Limits
-from finetune.preparation.deciding import Decided, codes_of
+from finetune.preparation.deciding import Decided
 from finetune.preparation.encoding import HISTOGRAM_BINS, Tokens
 from finetune.preparation.reading import Collected
+from finetune.preparation.remaining import codes_of
 from finetune.recipe import Recipe
 from finetune.tasks import TaskSpec
 from finetune.training.batching import padding_share

@@ -18,9 +18,10 @@ from finetune.data.rows import Column, used_columns
 from finetune.data.splitting import SPLITS
 from finetune.data.store import read_stream
 from finetune.errors import FinetuneError
-from finetune.preparation.deciding import Decided, Deciding, presentable
+from finetune.preparation.deciding import Decided, Deciding
 from finetune.preparation.encoding import ORIGIN, Work, augmented, with_origin
 from finetune.preparation.reading import Collected, open_sources, read_rows, selection_settings
+from finetune.preparation.remaining import presentable
 from finetune.preparation.reporting import TOKEN_KEYS, rows_report
 from finetune.progress import Progress
 from finetune.recipe import Recipe
@@ -68,7 +69,7 @@ def new_rows(
     collected, decided, deciding = decide_rows(recipe, columns, spec, scratch, progress)
     findings = find_faults(recipe, columns, collected, decided, deciding)
     _refuse(findings, decided, folder)
-    deciding.write_dropped(partial / "dropped.jsonl")
+    deciding.left.write_dropped(partial / "dropped.jsonl")
     _write_lines(partial / NEAR, decided.near_pairs)
     _write_lines(partial / LEAKS, decided.leaks)
     report = rows_report(recipe, collected, decided, spec, deciding.kind, findings)
@@ -177,9 +178,9 @@ def find_faults(
         values={role: decided.rows.column(role) for role in columns},
         splits=decided.splits,
         clusters=decided.clusters if not recipe.data.group_by else _text_clusters(deciding),
-        where=deciding.place,
+        where=deciding.left.place,
         dropped=decided.dropped,
-        dropped_examples=deciding.dropped_examples(),
+        dropped_examples=deciding.left.dropped_examples(),
         sample=[presentable(record.values) for record in collected.sample if not record.unreadable],
         used=selection_settings(recipe, columns).names,
         classes=decided.labels,
@@ -192,7 +193,7 @@ def find_faults(
 
 def _text_clusters(deciding: Deciding) -> Any:
     """Return the clusters of equal texts alone: a user's group is no reason why labels should agree."""
-    return clusters_of(deciding._keys())
+    return clusters_of(deciding.left.keys())
 
 
 def _refuse(findings: Sequence[Finding], decided: Decided, folder: Path) -> None:
