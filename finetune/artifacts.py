@@ -270,6 +270,8 @@ class FeatureTable(Sequence[dict[str, Any]]):
         return int(self._starts[-1])
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
@@ -348,6 +350,8 @@ class RowTable(Sequence[dict[str, Any]]):
         return int(self._table.num_rows)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._table.slice(index % len(self), 1).to_pylist()[0]

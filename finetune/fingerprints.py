@@ -21,28 +21,35 @@ def rows_inputs(recipe: Recipe) -> dict[str, Any]:
     resolved = recipe.resolved()
     data = {key: value for key, value in resolved["data"].items() if key not in {"source", "format", "workers", "seed"}}
     form = (recipe.data.format.name, recipe.data.format.options) if recipe.data.format else None
-    sources = {name or "all": open_source(paths, form).describe() for name, paths in recipe.data.sources.items()}
+    found = {name: open_source(paths, form) for name, paths in recipe.data.sources.items()}
+    sources = {name or "all": source.describe() for name, source in found.items()}
     seed = recipe.seed if recipe.data.seed is None else recipe.data.seed
-    described = {**data, "source": sources, "augmented_with": augmentation_files(recipe)}
+    names = [file.name for source in found.values() for file in source.files]
+    described = {**data, "source": sources, **({"files": names} if len(names) > 1 else {})}
+    if recipe.data.augment:
+        described["augment"] = {
+            **data["augment"],
+            "operations": [_operation(part) for part in data["augment"]["operations"]],
+        }
     return {"task": resolved["task"], "seed": seed, "data": described}
+
+
+def _operation(part: Any) -> Any:
+    """Return an augmenter as a recipe writes it, what it reads from files replaced by their hashes."""
+    if not isinstance(part, dict):
+        return part
+    described = dict(part)
+    if part.get("table"):
+        described["table"] = file_digest(Path(part["table"]))
+    for name, revision in (("model", "revision"), ("there", "there_revision"), ("back", "back_revision")):
+        if part.get(name):
+            described[name] = weights_digest(find_model(ModelSection(id=part[name], revision=part.get(revision))))
+    return described
 
 
 def rows_part(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the rows out of what decides their tokens."""
     return {key: inputs[key] for key in ("task", "seed", "data")}
-
-
-def augmentation_files(recipe: Recipe) -> list[str]:
-    """Return the hashes of the files that augmentation reads: tables of synonyms, and the weights of models."""
-    options = [part.options for part in recipe.data.augment.operations] if recipe.data.augment else []
-    tables = [file_digest(Path(given["table"])) for given in options if given.get("table")]
-    models = [
-        weights_digest(find_model(ModelSection(id=given[name], revision=given.get(revision))))
-        for given in options
-        for name, revision in (("model", "revision"), ("there", "there_revision"), ("back", "back_revision"))
-        if given.get(name)
-    ]
-    return [*tables, *models]
 
 
 def tokens_inputs(recipe: Recipe, *, allow_code: bool = False) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import PreparedData, building, fingerprint, publish, versions, write_json, write_text
-from finetune.data.augmentation import preview
 from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.fingerprints import rows_part, tokens_inputs
@@ -19,12 +19,12 @@ from finetune.preparation.rows import (
     LEAKS,
     Columns,
     RowsPart,
+    augment_rows,
     augmentation_of,
     columns_of,
     decide_rows,
     find_faults,
     new_rows,
-    rows_of_split,
     stored_rows,
 )
 from finetune.progress import Progress, Silent
@@ -114,12 +114,9 @@ def preview_augmentation(recipe: Recipe, count: int, *, progress: Progress | Non
     columns, spec = columns_of(recipe)
     with tempfile.TemporaryDirectory(prefix="finetune-preview-") as scratch:
         _, decided, deciding = decide_rows(recipe, columns, spec, Path(scratch), progress or Silent())
-        rows: list[dict[str, Any]] = []
-        for batch in rows_of_split(decided, 0):
-            rows += batch.select(list(columns)).to_pylist()
-            if len(rows) >= count:
-                break
-        return preview(rows, augmentation_of(recipe, columns, deciding.seed), count)
+        augmentation = augmentation_of(recipe, columns, deciding.seed)
+        made = islice(augment_rows(recipe, columns, spec, decided, augmentation), count)
+        return [(new.operation, augmentation.show(row), augmentation.show(new.values)) for row, new in made]
 
 
 def _tokenizer(
@@ -157,7 +154,7 @@ def _auto_length(encoder: Encoder, columns: Columns, rows: RowsPart, most: int |
     import numpy as np
 
     lengths: list[int] = []
-    step = -(-max(rows.total, 1) // AUTO_LENGTH_ROWS)
+    step = -(-sum(batch.num_rows for batch in rows.train()) // AUTO_LENGTH_ROWS)
     position = 0
     roles = [role for role, column in columns.items() if column.kind in {"text", "tokens"}]
     for batch in rows.train():

@@ -118,6 +118,7 @@ def make_recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> RecipeMake
                 "source": str(rows_file),
                 "columns": {"text": "body", "label": "intent"},
                 "clean": ["whitespace"],
+                "near_duplicates": "off",
                 "split": {"name": "stratified", "train": 0.6, "validation": 0.2, "test": 0.2},
             },
             "model": {"id": str(tiny_model), "max_length": 32},

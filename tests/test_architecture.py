@@ -17,7 +17,7 @@ PACKAGE = ROOT / "finetune"
 # From the bottom up: a module imports from lower levels, and from its own room
 LEVELS = (
     ("errors", "progress"),
-    ("registry", "documents", "runtime"),
+    ("registry", "documents", "runtime", "workers"),
     ("recipe",),
     ("artifacts", "gates"),
     ("models",),
@@ -25,7 +25,7 @@ LEVELS = (
     ("tasks",),
     ("training",),
     ("quantization", "reports"),
-    ("fingerprints", "inference"),
+    ("fingerprints", "inference", "preparation"),
     ("prepare", "train", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
     ("cli",),

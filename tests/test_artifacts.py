@@ -18,6 +18,7 @@ from finetune.artifacts import (
     Run,
     as_os_error,
     building,
+    feature_table,
     fingerprint,
     has_manifest,
     locked,
@@ -25,14 +26,17 @@ from finetune.artifacts import (
     publish,
     read_manifest,
     write_json,
-    write_split,
     write_tensors,
     write_text,
 )
+from finetune.data.store import StreamWriter
 from finetune.errors import FinetuneError
 from tests.conftest import ROOT
 
-COMPLETE = {"kind": "data", "labels": [], "roles": [], "splits": {}, "fingerprint": "f", "inputs": {}}
+COMPLETE = {
+    "kind": "data", "labels": [], "roles": [], "features": [], "splits": {}, "limits": {}, "fingerprint": "f",
+    "inputs": {},
+}  # fmt: skip
 
 
 def make_artifact(folder: Path, content: str, **manifest: object) -> Path:
@@ -142,9 +146,9 @@ def test_a_library_s_own_exception_becomes_the_os_error_in_it(tmp_path: Path, te
 
 def test_the_fingerprint_of_given_values_never_changes() -> None:
     """If this fails, every artifact of every user becomes stale: raise FORMAT_VERSION and say so in the changelog."""
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2
     found = fingerprint({"b": [1, 2.5, None, True], "a": {"é": "x"}})
-    assert found == "26f867580c2bdcc938c785b47f059e5c317c16921fc6f511683af58224f31ec5"
+    assert found == "9b67306d0f03906e2ee4d5fd2b87947845c53b48d856b9734658fa4ea78c6091"
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
@@ -205,8 +209,10 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ({"format_version": FORMAT_VERSION, "kind": "data"}, "expected run of format 1, found data of format 1"),
-        ({"format_version": 99, "kind": "run"}, "expected run of format 1, found run of format 99"),
+        ({"format_version": FORMAT_VERSION, "kind": "data"}, "expected run of format 2, found data of format 2"),
+        ({"format_version": 99, "kind": "run"}, "expected run of format 2, found run of format 99"),
+        ({"format_version": 1, "kind": "run"}, "expected run of format 2, found run of format 1"),
+        ({"format_version": FORMAT_VERSION, "kind": "run", "format": "onnx"}, "damaged, lacks labels, limits, "),
         ({"kind": "run"}, "damaged; remove"),
         ([1], "damaged; remove"),
     ],
@@ -306,20 +312,34 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> PreparedData:
-    """Prepared data with one split of three rows."""
+    """Prepared data with one split of three rows, written in two batches."""
+    import pyarrow as pa
+
     folder = tmp_path / "data"
+    rows = pa.table(
+        {
+            "line": [2, 5, 9],
+            "text": ["a b", "é", "d e f"],
+            "label": ["x", "y", "x"],
+            "input_ids": pa.array([[1, 2], [3], [4, 5, 6]], pa.list_(pa.int32())),
+            "label_id": pa.array([0, 1, 0], pa.int32()),
+        }
+    )
     with building(folder) as partial:
-        features = {"input_ids": [[1, 2], [3], [4, 5, 6]], "label_id": [0, 1, 0]}
-        values = {"text": ["a b", "é", "d e f"], "label": ["x", "y", "x"]}
-        write_split(partial / "train.arrow", [2, 5, 9], values, features)
-        publish(folder, {**COMPLETE, "splits": {"train": 3}, "roles": ["text", "label"], "labels": ["x", "y"]})
+        with StreamWriter(partial / "train.arrow", rows.schema) as writer:
+            for batch in rows.to_batches(max_chunksize=2):
+                writer.write(batch)
+        names = {"roles": ["text", "label"], "features": ["input_ids", "label_id"], "labels": ["x", "y"]}
+        publish(folder, {**COMPLETE, **names, "splits": {"train": 3}})
     return PreparedData(folder)
 
 
 def test_a_split_is_read_as_it_was_written(data: PreparedData) -> None:
     split = data.split("train")
-    assert (len(split), split.lines, split.lengths) == (3, [2, 5, 9], [2, 1, 3])
-    assert split.rows == [{"text": "a b", "label": "x"}, {"text": "é", "label": "y"}, {"text": "d e f", "label": "x"}]
+    assert (len(split), split.lines, split.features.lengths) == (3, [2, 5, 9], [2, 1, 3])
+    expected = [{"text": "a b", "label": "x"}, {"text": "é", "label": "y"}, {"text": "d e f", "label": "x"}]
+    assert list(split.rows) == [split.rows[index] for index in range(3)] == expected
+    assert split.features.row_ids.tolist() == [0, 1, 2]
     assert list(split.features) == [
         {"input_ids": [1, 2], "label_id": 0},
         {"input_ids": [3], "label_id": 1},
@@ -327,11 +347,27 @@ def test_a_split_is_read_as_it_was_written(data: PreparedData) -> None:
     ]
 
 
-def test_features_are_a_sequence_from_both_ends(data: PreparedData) -> None:
-    features = data.split("train").features
-    assert features[-1] == {"input_ids": [4, 5, 6], "label_id": 0}
-    with pytest.raises(IndexError):
-        features[3]
+def test_rows_and_features_are_sequences_from_both_ends(data: PreparedData) -> None:
+    rows, features = data.split("train").rows, data.split("train").features
+    assert features[-1] == features[2] == {"input_ids": [4, 5, 6], "label_id": 0}
+    assert rows[-3] == rows[0] == {"text": "a b", "label": "x"}
+    for sequence in (rows, features):
+        for index in (3, -4):
+            with pytest.raises(IndexError):
+                sequence[index]
+
+
+def test_windows_share_the_target_and_the_weight_of_their_row() -> None:
+    import pyarrow as pa
+
+    ids = pa.array([[[1, 2], [2, 3, 4]], [[5]], [[6], [7], [8, 9]]], pa.list_(pa.list_(pa.int32())))
+    features = feature_table({"input_ids": ids, "label_id": pa.array([1, 0, 1], pa.int32())})
+    assert (features.row_ids.tolist(), features.lengths) == ([0, 0, 1, 2, 2, 2], [2, 3, 1, 1, 1, 2])
+    assert [features[1], features[2], features[-1]] == [
+        {"input_ids": [2, 3, 4], "label_id": 1, "weight": 0.5},
+        {"input_ids": [5], "label_id": 0, "weight": 1.0},
+        {"input_ids": [8, 9], "label_id": 1, "weight": 1 / 3},
+    ]
 
 
 def test_an_unknown_split_is_refused_with_those_that_exist(data: PreparedData) -> None:
@@ -339,19 +375,13 @@ def test_an_unknown_split_is_refused_with_those_that_exist(data: PreparedData) -
         data.split("tset")
 
 
-def test_a_split_is_an_arrow_stream_with_readable_text_and_int32_ids(data: PreparedData) -> None:
-    import pyarrow as pa
-
-    with (data.folder / "train.arrow").open("rb") as stream:
-        schema = pa.ipc.open_stream(stream).schema
-    assert {field.name: str(field.type) for field in schema} == {
-        "line": "int64",
-        "text": "string",
-        "label": "string",
-        "input_ids": "list<item: int32>",
-        "label_id": "int32",
-        "length": "int32",
-    }
+def test_a_split_that_changed_since_it_was_written_is_refused(data: PreparedData) -> None:
+    path = data.folder / "train.arrow"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FinetuneError, match=r"damaged \(train\.arrow has other content\); prepare again with --force"):
+        data.split("train")
 
 
 def test_the_manifest_file_is_json_with_the_format_version_first(data: PreparedData) -> None:

@@ -37,6 +37,7 @@ data:
   source: rows.jsonl
   columns: {text: body, label: intent}
   clean: [whitespace]
+  near_duplicates: "off"
   split: {name: stratified, train: 0.6, validation: 0.2, test: 0.2}
 model: {id: ./model, max_length: 32}
 train: {epochs: 2, batch_size: 8, learning_rate: 5e-3, threads: 1}
@@ -254,7 +255,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     recipe = {
         "name": "long",
         "task": "text-classification",
-        "data": {"source": "rows.jsonl", "columns": {"text": "body", "label": "intent"}},
+        "data": {"source": "rows.jsonl", "columns": {"text": "body", "label": "intent"}, "near_duplicates": "off"},
         "model": {"id": str(tiny_model), "max_length": 32},
         "train": {**LONG, "batch_size": 8, "learning_rate": 5e-3, "threads": 1},
     }

@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from finetune import registry
 from finetune.registry import Entry, Registry
-from finetune.tasks import Task, TaskSpec
+from finetune.tasks import PreparesRows, Task, TaskSpec
 
-TASK_MEMBERS = {"columns", "build_model", "encode", "collate", "loss", "decode"}
+PREPARING_MEMBERS = {"columns", "encode"}
+TASK_MEMBERS = {*PREPARING_MEMBERS, "build_model", "collate", "loss", "decode"}
 
 
 def entry_of(parts: Registry, name: str) -> Entry:
@@ -75,14 +76,17 @@ def test_metrics_declare_whether_higher_is_better(entry: Entry) -> None:
 @pytest.mark.parametrize("entry", entries(registry.tasks))
 def test_tasks_have_the_members_of_the_protocol_and_no_other_public_ones(entry: Entry) -> None:
     task = entry.build(entry.options().model_dump())
-    assert {name for name in dir(task) if not name.startswith("_")} == TASK_MEMBERS
-    for name in TASK_MEMBERS - {"columns"}:
+    members = TASK_MEMBERS if entry.attributes["spec"].trains else PREPARING_MEMBERS
+    assert {name for name in dir(task) if not name.startswith("_")} == members
+    for name in members - {"columns"}:
         wanted = list(inspect.signature(getattr(Task, name)).parameters)[1:]
         assert list(inspect.signature(getattr(task, name)).parameters) == wanted, name
 
 
-def test_the_protocol_of_a_task_has_six_members() -> None:
-    assert {name for name in (*vars(Task), *Task.__annotations__) if not name.startswith("_")} == TASK_MEMBERS
+def test_the_protocol_of_a_task_has_six_members_of_which_preparing_rows_takes_two() -> None:
+    preparing = {name for name in (*vars(PreparesRows), *PreparesRows.__annotations__) if not name.startswith("_")}
+    training = {name for name in vars(Task) if not name.startswith("_")}
+    assert (preparing, preparing | training) == (PREPARING_MEMBERS, TASK_MEMBERS)
 
 
 @pytest.mark.parametrize("entry", entries(registry.tasks))
@@ -91,7 +95,8 @@ def test_what_a_task_declares_exists(entry: Entry) -> None:
     assert isinstance(spec, TaskSpec)
     assert set(spec.metrics) <= set(registry.metrics.names())
     assert set(spec.baselines) <= set(registry.baselines.names())
-    assert len(spec.metrics) >= 2, "training shows the first two"
+    assert not spec.trains or len(spec.metrics) >= 2, "training shows the first two"
+    assert spec.trains == (spec.describe is not None), "predicting says how an answer reads"
     assert {*spec.text_roles, *([spec.label_role] if spec.label_role else [])} <= set(columns)
     assert spec.text_roles
 

@@ -15,7 +15,14 @@ from finetune.documents import parse_value
 from finetune.recipe import DataSection, Recipe, load_recipe
 from tests.conftest import ROOT
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/data-preparation.md", "data/README.md", "recipes/quickstart.yaml", "benchmarks/banking77.yaml"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/data-preparation.md",
+    "data/README.md",
+    "recipes/quickstart.yaml",
+    "benchmarks/banking77.yaml",
+]
 
 
 def commands_in(path: Path) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from finetune.artifacts import PreparedData, Run
+from finetune.artifacts import PreparedData, Run, feature_table
 from finetune.errors import FinetuneError
 from finetune.evaluate import WORST_EXAMPLES, evaluate, metric_names, own_data, report_name
 from finetune.inference import open_run
@@ -40,6 +41,7 @@ def train_tiny_run(folder: Path, model: Path, **data: Any) -> Run:
             "source": str(write_jsonl(folder / "rows.jsonl", make_rows())),
             "columns": {"text": "body", "label": "intent"},
             "clean": ["html", "whitespace"],
+            "near_duplicates": "off",
             "split": {"name": "stratified", "train": 0.6, "validation": 0.2, "test": 0.2},
             **data,
         },
@@ -114,7 +116,11 @@ def test_the_written_report_is_the_returned_one_beside_its_readable_form(copied:
 def test_the_scores_are_those_of_the_predictions(trained: Run, report: dict[str, Any]) -> None:
     split = PreparedData(trained.folder.parent / "data").split("test")
     predictor = open_run(trained, CPU)
-    one_by_one = [predictor.predict([row], [split.features[n]], 1) for n, row in enumerate(split.rows)]
+    alone = [
+        feature_table(predictor.encode({role: [value] for role, value in row.items()}).features) for row in split.rows
+    ]
+    assert [features[0] for features in alone] == list(split.features)
+    one_by_one = [predictor.predict([row], features, 1) for row, features in zip(split.rows, alone, strict=True)]
     predicted = [prediction.labels[prediction.predicted[0]] for prediction in one_by_one]
     truth = [row["label"] for row in split.rows]
     right = sum(p == t for p, t in zip(predicted, truth, strict=True))
@@ -250,8 +256,8 @@ def test_rows_of_which_none_has_a_known_label_are_refused_with_the_labels(traine
 
 def test_texts_that_the_model_was_trained_on_are_counted(trained: Run, tmp_path: Path) -> None:
     data = PreparedData(trained.folder.parent / "data")
-    seen = [{"body": f" {row['text'].upper()} ", "intent": row["label"]} for row in data.split("train").rows[:4]]
-    held_out = [{"body": row["text"], "intent": row["label"]} for row in data.split("test").rows[:3]]
+    seen = [{"body": f" {row['text'].upper()} ", "intent": row["label"]} for row in islice(data.split("train").rows, 4)]
+    held_out = [{"body": row["text"], "intent": row["label"]} for row in islice(data.split("test").rows, 3)]
     source = write_jsonl(tmp_path / "new.jsonl", [*seen, *held_out])
     report = evaluate(trained, source=source, folder=tmp_path, runtime=CPU)
     assert (report["rows"], report["seen_in_training"]) == (7, 4)

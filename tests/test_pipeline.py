@@ -171,7 +171,7 @@ def test_stale_data_before_the_asked_stage_is_refused_with_what_changed_and_what
     with pytest.raises(FinetuneError) as caught:
         Job(recipe(model={"max_length": 16}), root, recipe_name="my.yaml").run(asked=True)
     assert str(caught.value) == (
-        f"{root / 'data'} is stale: it was made from other inputs (changed: data.source.sha256, model.max_length). "
+        f"{root / 'data'} is stale: it was made from other inputs (changed: data.source.all.files, model.max_length). "
         "Run `finetune prepare my.yaml` first, or add --force to rebuild it now."
     )
     assert state(root) == before
@@ -289,7 +289,7 @@ def test_a_run_is_found_by_its_folder_or_the_one_around_it(root: Path, inside: s
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nothing", "found nothing"), ("run/model", "found a folder without one"), ("data", "expected run of format 1")],
+    [("nothing", "found nothing"), ("run/model", "found a folder without one"), ("data", "expected run of format 2")],
 )
 def test_what_is_no_run_is_refused(root: Path, path: str, message: str) -> None:
     with pytest.raises(FinetuneError, match=message):

@@ -77,12 +77,16 @@ def test_each_row_is_stored_with_its_line_text_label_and_tokens(make_data: Any) 
     rows, data = make_rows(), make_data()
     for name in SPLITS:
         split = data.split(name)
-        for line, row, features, length in zip(split.lines, split.rows, split.features, split.lengths, strict=True):
+        lengths = split.features.lengths
+        for line, row, features, length in zip(split.lines, split.rows, split.features, lengths, strict=True):
             assert row == {"text": rows[line - 1]["body"], "label": rows[line - 1]["intent"]}
             assert features["label_id"] == ["fruit", "tool", "weather"].index(row["label"])
             assert (features["input_ids"][0], features["input_ids"][-1]) == (2, 3)
             assert len(features["input_ids"]) == length == len(row["text"].split()) + 2
-    assert data.report["tokens"]["train"]["total"] == sum(data.split("train").lengths)
+    for name, tokens in data.report["tokens"]["splits"].items():
+        lengths = sorted(data.split(name).features.lengths)
+        assert tokens == {"total": sum(lengths), "median": lengths[len(lengths) // 2], "longest": lengths[-1]}
+    assert list(data.report["tokens"]["splits"]) == list(SPLITS)
 
 
 def test_every_dropped_row_is_written_with_its_line_and_reason(make_data: Any) -> None:
@@ -100,7 +104,8 @@ def test_every_dropped_row_is_written_with_its_line_and_reason(make_data: Any) -
         (39, "blank_text"),
     ]
     assert [row["row"] for row in dropped(data)][:5] == DIRT[:5]
-    assert data.report["dropped"]["conflicting_labels"] == 2
+    assert list(data.report["dropped"].values()) == [2, 2, 1, 1, 1, 1, 1], "the most frequent reason comes first"
+    assert data.report["dropped"]["conflicting_labels"] == data.report["dropped"]["blank_text"] == 2
     assert (data.report["rows_read"], data.report["rows_kept"], sum(data.report["dropped"].values())) == (39, 30, 9)
     assert sorted(line for lines in lines_of(data).values() for line in lines) == list(range(8, 38))
 
@@ -147,18 +152,36 @@ def test_arrow_files_open_as_datasets(make_data: Any, tmp_path: Path) -> None:
     for name in SPLITS:
         split, opened = data.split(name), Dataset.from_file(str(data.folder / f"{name}.arrow"))
         assert opened.column_names == ["line", "text", "label", "input_ids", "label_id", "length"]
-        assert (opened["line"][:], opened["length"][:]) == (split.lines, split.lengths)
+        assert (opened["line"][:], opened["length"][:]) == (split.lines, split.features.lengths)
         assert opened["text"][:] == [row["text"] for row in split.rows]
         assert opened["input_ids"][:] == [row["input_ids"] for row in split.features]
+
+
+def test_a_split_is_an_arrow_stream_with_readable_text_and_int32_ids(make_data: Any) -> None:
+    import pyarrow as pa
+
+    with (make_data().folder / "train.arrow").open("rb") as stream:
+        schema = pa.ipc.open_stream(stream).schema
+    assert {field.name: str(field.type) for field in schema} == {
+        "line": "int64",
+        "text": "string",
+        "label": "string",
+        "input_ids": "list<item: int32>",
+        "label_id": "int32",
+        "length": "int32",
+    }
 
 
 def test_repeated_preparation_gives_the_same_bytes(make_data: Any) -> None:
     rows = [*DIRT, *make_rows(10)]
     first, second = make_data(rows, folder="one/data"), make_data(rows, folder="two/data")
-    names = {path.name for path in first.folder.iterdir()}
-    assert names == {
+    names = {str(path.relative_to(first.folder)) for path in first.folder.rglob("*") if path.is_file()}
+    pictures = {name for name in names if name.startswith("reports/")}
+    assert names - pictures == {
         "train.arrow", "validation.arrow", "test.arrow", "dropped.jsonl", "report.json", "report.md", "manifest.json",
     }  # fmt: skip
+    assert pictures
+    assert {Path(name).suffix for name in pictures} == {".png"}
     for name in names:
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
 
@@ -178,10 +201,12 @@ def test_the_manifest_says_what_is_in_the_folder_and_what_made_it(make_data: Any
     data = make_data()
     manifest = data.manifest
     assert {key: manifest[key] for key in ("kind", "format_version", "task", "labels", "roles", "splits", "seed")} == {
-        "kind": "data", "format_version": 1, "task": {"name": "text-classification"},
+        "kind": "data", "format_version": 2, "task": {"name": "text-classification"},
         "labels": ["fruit", "tool", "weather"], "roles": ["text", "label"],
         "splits": {"train": 54, "validation": 18, "test": 18}, "seed": 7,
     }  # fmt: skip
+    assert manifest["features"] == ["input_ids", "label_id"]
+    assert manifest["limits"] == data.limits == {"max_length": 32, "overflow": "truncate", "stride": 0}
     assert {"python", "tokenizers", "transformers"} <= manifest["versions"].keys()
 
 
@@ -215,11 +240,14 @@ def test_truncated_rows_and_lost_tokens_are_counted_and_told(make_data: Any) -> 
         assert data.report["truncated"][name] == {
             "rows": len(cut), "tokens_lost": sum(lost[line] for line in cut), "lines": cut[:20],
         }  # fmt: skip
-        assert max(split.lengths) == 8
-        told = f"{len(cut)} rows of {name} are longer than model.max_length and lose {sum(map(lost.get, cut))} tokens"
+        assert max(split.features.lengths) == 8
+        told = f"{len(cut)} rows of {name} are longer than 8 tokens and lose {sum(map(lost.get, cut))} of them"
         assert told in notes.heard
-    assert sum(split["rows"] for split in data.report["truncated"].values()) == sum(
-        len(row["body"].split()) > 6 for row in rows
+    truncated, tokens = data.report["truncated"].values(), data.report["tokens"]
+    assert sum(split["rows"] for split in truncated) == sum(len(row["body"].split()) > 6 for row in rows)
+    assert (tokens["rows_cut"], tokens["tokens_lost"]) == (
+        sum(split["rows"] for split in truncated),
+        sum(split["tokens_lost"] for split in truncated),
     )
 
 
@@ -257,18 +285,17 @@ def test_a_repeated_row_is_dropped_or_kept(make_data: Any, duplicates: str, kept
 @pytest.mark.parametrize(
     ("extra", "setting", "message"),
     [
-        ({}, "duplicates", "expected no repeated texts, found 1: lines 5, 31"),
-        ({"intent": "fruit"}, "conflicts", "expected no texts under different labels, found 1: lines 5, 31"),
+        ({}, "duplicates", r"duplicates: found 1 texts? that repeats? another: lines 5 and 31\."),
+        ({"intent": "fruit"}, "conflicts", r"conflicting-labels: 1 text stands under different labels.* 5(,| and) 31"),
     ],
 )
-def test_repeated_texts_are_refused_with_file_and_lines_on_demand(
+def test_repeated_texts_are_refused_with_their_lines_on_demand(
     make_data: Any, tmp_path: Path, extra: dict[str, str], setting: str, message: str
 ) -> None:
     rows = make_rows(10)
-    with pytest.raises(FinetuneError) as caught:
+    with pytest.raises(FinetuneError, match=message):
         make_data([*rows, {**rows[4], **extra}], data={setting: "error"})
-    assert message in str(caught.value)
-    assert str(caught.value).startswith(f"{tmp_path / 'own.jsonl'}: ")
+    assert not (tmp_path / "data").exists()
 
 
 def test_texts_that_cleaning_makes_equal_are_duplicates(make_data: Any) -> None:
@@ -289,14 +316,17 @@ RARE = [{"body": "a whale", "intent": "animal"}, {"body": "a shrew", "intent": "
     ],
 )
 def test_a_label_with_fewer_texts_than_splits_is_refused_with_its_lines(
-    make_data: Any, tmp_path: Path, rows: list[dict[str, Any]], found: str
+    make_data: Any, rows: list[dict[str, Any]], found: str
 ) -> None:
     with pytest.raises(FinetuneError) as caught:
         make_data([*make_rows(10), *rows], data={"duplicates": "keep"})
-    assert str(caught.value) == (
-        f"{tmp_path / 'own.jsonl'}: expected every label on at least 3 different texts, one for each split; {found}. "
-        "Add rows, correct the label, or set data.rare_labels: drop."
+    first, problem, advice = str(caught.value).splitlines()
+    assert first == "the data has 1 error:"
+    assert problem == (
+        f"  rare-labels: 1 label stands on fewer than 3 different texts: {found}; "
+        "add rows, correct the label, or set data.rare_labels: drop."
     )
+    assert advice.endswith("data.checks.rare-labels: warning.")
 
 
 def test_a_rare_label_is_dropped_on_demand(make_data: Any) -> None:
@@ -321,11 +351,14 @@ def test_one_label_alone_is_nothing_to_learn(make_data: Any) -> None:
 
 
 @pytest.mark.parametrize("role", ["text", "label"])
-def test_a_wrong_column_lists_what_the_file_has(make_data: Any, rows_file: Path, role: str) -> None:
+def test_a_wrong_column_lists_what_the_file_has(make_data: Any, role: str) -> None:
     columns = {"text": "body", "label": "intent", role: "nowhere"}
     with pytest.raises(FinetuneError) as caught:
         make_data(data={"columns": columns})
-    assert str(caught.value).startswith(f"{rows_file}: expected a column 'nowhere' for {role}; found body, intent")
+    assert str(caught.value) == (
+        f"rows.jsonl: expected a column 'nowhere' for {role}; found body, intent. "
+        f"Rename it, or set data.columns.{role}."
+    )
 
 
 @pytest.mark.parametrize(
@@ -346,7 +379,8 @@ def test_a_file_without_a_usable_row_is_refused(
     source.write_text(content, encoding="utf-8")
     with pytest.raises(FinetuneError) as caught:
         prepare(load_recipe(make_recipe(data={"source": str(source)})), tmp_path / "data")
-    assert str(caught.value) == f"{source}: {message}"
+    assert str(caught.value) == f"own.jsonl: {message}"
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_failed_preparation_leaves_the_old_data_and_nothing_half_made(make_data: Any, tmp_path: Path) -> None:

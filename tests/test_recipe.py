@@ -350,20 +350,27 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("model_folder")
 @pytest.mark.parametrize(
-    ("there", "near"),
-    [("row.jsonl", ", did you mean row.jsonl?"), ("rows.jsonl/", "found a folder at rows.jsonl"), ("rows.jsonl", None)],
+    ("there", "message"),
+    [
+        ("row.jsonl", "expected a file of rows, found nothing at rows.jsonl, did you mean row.jsonl?"),
+        ("rows.jsonl/", "expected rows, found an empty folder at rows.jsonl"),
+        ("rows.jsonl", None),
+        ("rows.jsonl/part.jsonl", None),
+    ],
 )
-def test_the_file_of_rows_has_to_exist_when_inputs_are_checked(
-    load: Load, problems: Problems, tmp_path: Path, there: str, near: str | None
+def test_the_files_of_rows_have_to_exist_when_inputs_are_checked(
+    load: Load, problems: Problems, tmp_path: Path, there: str, message: str | None
 ) -> None:
-    (tmp_path / there).mkdir() if there.endswith("/") else (tmp_path / there).write_text("{}\n", encoding="utf-8")
+    if there.endswith("/"):
+        (tmp_path / there).mkdir()
+    else:
+        (tmp_path / there).parent.mkdir(exist_ok=True)
+        (tmp_path / there).write_text("{}\n", encoding="utf-8")
     assert load().data.source == str(tmp_path / "rows.jsonl")
-    if near is None:
+    if message is None:
         assert load(check_inputs=True).data.source == str(tmp_path / "rows.jsonl")
     else:
-        (problem,) = problems(check_inputs=True)
-        assert problem.startswith("recipe.yaml:4: data.source: expected a file of rows, found ")
-        assert problem.endswith(near)
+        assert problems(check_inputs=True) == [f"recipe.yaml:4: data.source: {message}"]
 
 
 # Resolved
@@ -416,13 +423,27 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
         "data": {
             "source": str(tmp_path / "rows.jsonl"),
             "columns": {},
+            "workers": 1,
             "clean": [],
+            "missing": "drop",
+            "labels": [],
+            "label_map": {},
+            "tag_scheme": "iob2",
             "duplicates": "drop",
+            "near_duplicates": {
+                "action": "keep", "threshold": 0.8, "shingles": "characters", "size": 5, "permutations": 128,
+            },
             "conflicts": "drop",
             "rare_labels": "error",
-            "split": {"name": "stratified", "train": 0.8, "validation": 0.1, "test": 0.1},
+            "leaks": "error",
+            "group_by": [],
+            "checks": {},
+            "split": {
+                "name": "stratified", "train": 0.8, "validation": 0.1, "test": 0.1,
+                "folds": None, "fold": 0, "bins": 10,
+            },
         },
-        "model": {"id": str(tmp_path / "model"), "max_length": 128},
+        "model": {"id": str(tmp_path / "model"), "max_length": 128, "overflow": "truncate", "stride": 32},
         "freeze": "none",
         "train": {
             "epochs": 3,
@@ -439,7 +460,7 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
             "precision": "auto",
         },
         "metrics": [],
-    }
+    }  # fmt: skip
 
 
 def test_setting_something_to_null_that_has_another_default_survives(load: Load, tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from finetune.artifacts import PreparedData
-from finetune.data.splitting import stratified
-from finetune.prepare import prepare, text_keys
+from finetune.data.duplicates import text_key
+from finetune.prepare import check, prepare
 from finetune.recipe import load_recipe
-from finetune.tasks.text_classification import SPEC
 from tests.conftest import ROOT
 
 TICKETS = ROOT / "data" / "support_tickets.jsonl"
@@ -85,11 +84,13 @@ def test_a_ticket_is_a_body_and_an_intent_and_nothing_else(tickets: list[dict[st
     assert [row for row in tickets if row["body"] != row["body"].strip() or not row["body"]] == []
 
 
-def test_the_quickstart_has_at_least_240_test_rows(tickets: list[dict[str, Any]]) -> None:
+def test_the_quickstart_keeps_every_ticket_and_has_at_least_240_test_rows(tickets: list[dict[str, Any]]) -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
-    assert (Path(recipe.data.source).resolve(), recipe.data.split.name) == (TICKETS, "stratified")
-    labels = [row["intent"] for row in tickets]
-    assert stratified(labels, range(len(labels)), recipe.seed, **recipe.data.split.options).count("test") >= 240
+    assert (Path(str(recipe.data.source)).resolve(), recipe.data.split.name) == (TICKETS, "stratified")
+    report = check(recipe)
+    assert report["splits"]["test"] >= 240
+    assert (report["rows_kept"], report["dropped"]) == (len(tickets), {})
+    assert [finding for finding in report["warnings"] if finding["severity"] == "error"] == []
 
 
 def test_no_ticket_is_there_twice(tickets: list[dict[str, Any]]) -> None:
@@ -144,6 +145,6 @@ def test_messy_keeps_what_is_odd_but_means_something(messy: PreparedData) -> Non
 
 
 def test_texts_that_are_in_both_files_are_found(messy: PreparedData, tickets: list[dict[str, Any]]) -> None:
-    known = text_keys([{"text": row["body"]} for row in tickets], SPEC)
+    known = {text_key([row["body"]]) for row in tickets}
     assert len(known) == len(tickets)
-    assert sorted(line for line, row in kept(messy) if text_keys([row], SPEC) & known) == [62, 123, 135, 207]
+    assert sorted(line for line, row in kept(messy) if text_key([row["text"]]) in known) == [62, 123, 135, 207]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -39,21 +38,6 @@ class Record(NamedTuple):
     unreadable: str = ""
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """One row that is not used, and why; `file` is there only when the rows came from several files."""
-
-    line: int
-    reason: str
-    values: Mapping[str, Any]
-    file: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as a line of `dropped.jsonl`."""
-        place: dict[str, Any] = {"file": self.file} if self.file else {}
-        return {**place, "line": self.line, "reason": self.reason, "row": dict(self.values)}
-
-
 def used_columns(columns: Mapping[str, Column], mapped: Mapping[str, str]) -> dict[str, Column]:
     """Return the columns that a recipe uses: all that the task requires, and the optional ones that it maps."""
     return {
@@ -70,11 +54,6 @@ def list_lines(lines: Iterable[int], most: int = 10) -> str:
 def list_reasons(counts: Mapping[str, int]) -> str:
     """Return reasons and their counts as text."""
     return ", ".join(f"{reason} {count}" for reason, count in counts.items())
-
-
-def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
-    """Count dropped rows by reason, the most frequent first."""
-    return dict(Counter(row.reason for row in dropped).most_common())
 
 
 def column_names(columns: Mapping[str, Column], given: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Beside the task's roles a row carries: its number among all records, the file it came from (an index), its line there,
 # the raw record as JSON, and the hash of its texts. Columns of the file that splitters and groups need have the prefix.
-PLACE = ("number", "file", "line")
 RAW, KEY_HIGH, KEY_LOW, JOINED, EXTRA = "raw", "key_high", "key_low", "joined", "extra:"
 
 
@@ -220,12 +219,17 @@ class Selector:
     def _clean_texts(self, values: dict[str, list[Any]], reasons: list[str]) -> None:
         for role, column in self.settings.columns.items():
             if column.kind == "text":
-                values[role], rejected = self._clean.texts(values[role])
-                for index, text in enumerate(values[role]):
-                    if (not text or text.isspace()) and not reasons[index] and column.required:
-                        reasons[index] = rejected.get(index) or f"nothing_left_after_cleaning_{role}"
+                self._clean_texts_of(role, values[role], reasons)
             elif column.kind == "tokens":
                 self._clean_tokens(role, values, reasons)
+
+    def _clean_texts_of(self, role: str, texts: list[str], reasons: list[str]) -> None:
+        usable = [index for index, reason in enumerate(reasons) if not reason]
+        cleaned, rejected = self._clean.texts([texts[index] for index in usable])
+        for position, (index, text) in enumerate(zip(usable, cleaned, strict=True)):
+            texts[index] = text
+            if not text or text.isspace():
+                reasons[index] = rejected.get(position) or f"nothing_left_after_cleaning_{role}"
 
     def _clean_tokens(self, role: str, values: dict[str, list[Any]], reasons: list[str]) -> None:
         for index, tokens in enumerate(values[role]):

@@ -113,7 +113,7 @@ class Encoder:
         if self.wants_types and self._has_types(pairs is not None):
             features["token_type_ids"] = self._nest(_flat(_kept(encodings, cut), "type_ids"), encodings, cut)
         unknown = int((flat == self.unknown_id).sum()) if self.unknown_id is not None else 0
-        special = self._fast.num_special_tokens_to_add(pairs is not None) * len(rows)
+        special = self.special_tokens(pairs=pairs is not None) * len(rows)
         return Encoded(features, lengths, lost, unknown, words, int(lengths.sum()) - special)
 
     def words(self, rows: Sequence[Sequence[str]]) -> tuple[list[list[WordWindow]], NDArray[Any], NDArray[Any]]:
@@ -136,6 +136,10 @@ class Encoder:
                 first += sum(word is not None for word in part.word_ids) - self.limits.stride
             found.append(windows)
         return found, lengths, lost
+
+    def special_tokens(self, *, pairs: bool = False) -> int:
+        """Return how many special tokens a text, or a pair, is given."""
+        return int((self._slow or self._fast).num_special_tokens_to_add(pairs))
 
     def lengths(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[int]:
         """Return how many tokens each text, or row of words, has before anything is cut."""
@@ -196,7 +200,7 @@ class Encoder:
             if name in encoded and (name == "input_ids" or any(map(any, encoded[name])))
         }
         unknown = sum(ids.count(self.unknown_id) for ids in encoded["input_ids"])
-        special = self._slow.num_special_tokens_to_add(pairs is not None) * len(whole)
+        special = self.special_tokens(pairs=pairs is not None) * len(whole)
         return Encoded(features, whole, lost, unknown, words, int(whole.sum()) - special)
 
 

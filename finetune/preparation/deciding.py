@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import registry
-from finetune.data.checks import Finding
+from finetune.data.checks import Finding, Severity
 from finetune.data.duplicates import clusters_of, find_conflicts, find_leaks, merge_clusters, repeats
 from finetune.data.near_duplicates import NearDuplicates, find_near_duplicates, redundant
 from finetune.data.rows import Column
@@ -130,17 +130,18 @@ class Deciding:
         """Settle texts that are the same, within each split that the user gave; return how many rows repeat another."""
         exact = clusters_of(self.left.keys())
         inside = exact if given is None else _within(exact, given)
-        if self.kind and self.data.conflicts == "drop":
-            conflicting = find_conflicts(inside, self._target_codes())
-        else:
-            conflicting = repeats(inside) & False
         repeated = repeats(inside)
+        conflicting = find_conflicts(inside, self._target_codes()) if self.kind else repeated & False
+        repeated &= ~conflicting
+        if self.data.conflicts == "error":
+            self._found_conflicts(conflicting, inside)
         if repeated.any() and self.data.duplicates in {"error", "report"}:
-            severity = "error" if self.data.duplicates == "error" else "warning"
-            self._found_pairs("duplicates", severity, "texts that repeat another", repeated, inside)
-        self.left.drop(conflicting, "conflicting_labels")
+            self._found_repeats(repeated, inside)
+        if self.data.conflicts == "drop":
+            self.left.drop(conflicting, "conflicting_labels")
+            repeated = repeated[~conflicting]
         if self.data.duplicates == "drop":
-            self.left.drop(repeated[~conflicting], "duplicate")
+            self.left.drop(repeated, "duplicate")
         return int(repeats(exact).sum())
 
     def _find_near(self, given: NDArray[np.int8] | None) -> NDArray[np.int64]:
@@ -253,12 +254,12 @@ class Deciding:
             leaking = splits < later[clusters]
             self.left.drop(leaking, "leak")
             return splits[~leaking], _renumber(clusters, ~leaking), leaks
-        severity = "error" if self.data.leaks == "error" else "warning"
+        severity: Severity = "error" if self.data.leaks == "error" else "warning"
         message = (
             f"{self.leak_count} rows of validation or test have a text (or group) that an earlier split has as well; "
             "leaks.jsonl lists them. Remove them from one of the two, or set data.leaks: drop-from-train, or report."
         )
-        self.problems.append(Finding("leaks", severity, self.leak_count, message, leaks[:EXAMPLES]))  # type: ignore[arg-type]
+        self.problems.append(Finding("leaks", severity, self.leak_count, message, leaks[:EXAMPLES]))
         return splits, clusters, leaks
 
     def _leak(self, splits: NDArray[np.int8], row: int, other: int) -> dict[str, Any]:
@@ -293,16 +294,29 @@ class Deciding:
         column = self.left.rows.column(self.spec.label_role)
         return codes_of(_joined(column) if self.kind in {"labels", "tags"} else column)[0]
 
-    def _found_pairs(
-        self, check: str, severity: str, what: str, mask: NDArray[np.bool_], clusters: NDArray[np.int64]
-    ) -> None:
+    def _found_repeats(self, repeated: NDArray[np.bool_], clusters: NDArray[np.int64]) -> None:
         import numpy as np
 
-        rows = np.flatnonzero(mask)
+        rows = np.flatnonzero(repeated)
         shown = [self.left.pair(int(clusters[row]), int(row)) for row in rows[:EXAMPLES]]
         lines = "; ".join("lines " + " and ".join(map(str, pair["lines"])) for pair in shown)
-        message = f"found {len(rows)} {what}: {lines}. Mend the data, or set data.{check}: drop."
-        self.problems.append(Finding(check, severity, len(rows), message, shown))  # type: ignore[arg-type]
+        texts = "1 text that repeats another" if len(rows) == 1 else f"{len(rows)} texts that repeat another"
+        message = f"found {texts}: {lines}. Mend the data, or set data.duplicates: drop."
+        severity: Severity = "error" if self.data.duplicates == "error" else "warning"
+        self.problems.append(Finding("duplicates", severity, len(rows), message, shown))
+
+    def _found_conflicts(self, conflicting: NDArray[np.bool_], clusters: NDArray[np.int64]) -> None:
+        import numpy as np
+
+        texts = np.unique(clusters[conflicting])
+        if not len(texts):
+            return
+        groups = [np.flatnonzero(clusters == text)[:2].tolist() for text in texts[:EXAMPLES]]
+        shown = [self.left.pair(*group) for group in groups]
+        lines = "; ".join("lines " + " and ".join(map(str, pair["lines"])) for pair in shown)
+        stand = "1 text stands" if len(texts) == 1 else f"{len(texts)} texts stand"
+        message = f"{stand} under different labels: {lines}. Mend the data, or set data.conflicts: drop."
+        self.problems.append(Finding("conflicting-labels", "error", len(texts), message, shown))
 
 
 def _within(clusters: NDArray[np.int64], splits: NDArray[np.int8]) -> NDArray[np.int64]:

@@ -6,10 +6,11 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from finetune.data.augmentation import Augmentation
+from finetune.data.augmentation import Augmentation, Augmented
 from finetune.data.rows import Column
 from finetune.data.splitting import SPLITS
 from finetune.data.store import StreamWriter
@@ -224,35 +225,30 @@ def _count(facts: SplitFacts, batch: pa.RecordBatch, encoded: EncodedRows, mask:
         facts.windows.append(lengths)
 
 
-def augmented(
+def made_rows(
     train: Iterable[pa.RecordBatch], copies: NDArray[np.int64], augmentation: Augmentation, roles: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    """Yield batches of new rows made from those of the train split, which are given with how many each shall have."""
+) -> Iterator[tuple[dict[str, Any], Augmented]]:
+    """Yield each new row with the row that it is made of; `copies` says how many each row of the train split gets."""
     first = 0
-    pending: list[dict[str, Any]] = []
-    schema = None
     for batch in train:
-        schema = schema or _with_origin_schema(batch.schema)
         wanted = copies[first : first + batch.num_rows]
         for index in wanted.nonzero()[0].tolist():
             row = {name: batch[name][index].as_py() for name in batch.schema.names}
-            pending += _copies(row, int(wanted[index]), augmentation, roles)
-            if len(pending) >= AUGMENT_BATCH_ROWS:
-                yield _batch(pending, schema)
-                pending = []
+            values = {role: row[role] for role in roles}
+            for copy in range(int(wanted[index])):
+                made = augmentation.augment(values, row["number"], copy)
+                if made is not None:
+                    yield row, made
         first += batch.num_rows
-    if pending:
-        yield _batch(pending, schema)
 
 
-def _copies(
-    row: dict[str, Any], count: int, augmentation: Augmentation, roles: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    values = {role: row[role] for role in roles}
-    for copy in range(count):
-        made = augmentation.augment(values, row["number"], copy)
-        if made is not None:
-            yield {**row, **made.values, ORIGIN: row["line"], OPERATION: made.operation}
+def made_batches(made: Iterable[tuple[dict[str, Any], Augmented]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield new rows as batches; beside what a row has they say of which line they are made, and how."""
+    import pyarrow as pa
+
+    rows = ({**row, **augmented.values, ORIGIN: row["line"], OPERATION: augmented.operation} for row, augmented in made)
+    while chunk := list(islice(rows, AUGMENT_BATCH_ROWS)):
+        yield pa.RecordBatch.from_pylist(chunk, schema=_with_origin_schema(schema))
 
 
 def _with_origin_schema(schema: pa.Schema) -> pa.Schema:
@@ -271,12 +267,6 @@ def with_origin(batch: pa.RecordBatch) -> pa.RecordBatch:
 
     empty = [pa.nulls(batch.num_rows, pa.int64()), pa.nulls(batch.num_rows, pa.string())]
     return pa.RecordBatch.from_arrays([*batch.columns, *empty], schema=_with_origin_schema(batch.schema))
-
-
-def _batch(rows: list[dict[str, Any]], schema: Any) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    return pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
 def text_batches(batches: Iterable[pa.RecordBatch], columns: Mapping[str, Column]) -> Iterator[list[str]]:

@@ -126,7 +126,8 @@ def read_rows(
             bar.advance(selected.rows.num_rows + len(selected.dropped))
     name = ", ".join(found.files[:3])
     if not reading.rows:
-        raise FinetuneError(f"{name}: expected rows, found none")
+        why = next(iter(sources.values())).why_empty()
+        raise FinetuneError(f"{name}: expected rows, found {why}")
     if reading.unseen or not writer.rows:
         check_columns(reading.sample, needed_columns(settings), name)
     found.rows, found.rows_read, found.sample = RowStore(folder / "rows.arrow"), reading.rows, reading.sample

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+TOO_DEEP = {"unreadable": "nested too deeply"}
+
+
 class Remaining:
     """All usable rows at first; each `drop` leaves fewer, in a file of their own, and remembers why the others went."""
 
@@ -124,12 +127,22 @@ class Remaining:
 
     def _example(self, drop: RawDrop) -> dict[str, Any]:
         place = {"file": self.files[drop.file]} if len(self.files) > 1 else {}
-        return {**place, "line": drop.line, "row": presentable(json.loads(drop.raw))}
+        return {**place, "line": drop.line, "row": _read(drop.raw)}
+
+
+def _read(raw: bytes) -> Any:
+    try:
+        return presentable(json.loads(raw))
+    except RecursionError:
+        return TOO_DEEP
 
 
 def presentable(values: Any) -> Any:
-    """Return plain values with lone surrogates, which no file takes, replaced."""
-    return json.loads(json.dumps(values, ensure_ascii=False, default=str).encode("utf-8", "replace"))
+    """Return plain values that every file takes: lone surrogates replaced, and nothing nested too deeply."""
+    try:
+        return json.loads(json.dumps(values, ensure_ascii=False, default=str).encode("utf-8", "replace"))
+    except RecursionError:
+        return TOO_DEEP
 
 
 def _numbered(lines: Any) -> Iterator[tuple[int, bytes]]:

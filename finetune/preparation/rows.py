@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import registry
 from finetune.artifacts import PreparedData, damages, has_manifest, write_text
-from finetune.data.augmentation import Augmentation, plan_copies
+from finetune.data.augmentation import Augmentation, Augmented, plan_copies
 from finetune.data.checks import CheckInput, Finding, run_checks
 from finetune.data.duplicates import clusters_of
 from finetune.data.rows import Column, used_columns
@@ -19,7 +19,7 @@ from finetune.data.splitting import SPLITS
 from finetune.data.store import read_stream
 from finetune.errors import FinetuneError
 from finetune.preparation.deciding import Decided, Deciding
-from finetune.preparation.encoding import ORIGIN, Work, augmented, with_origin
+from finetune.preparation.encoding import ORIGIN, Work, made_batches, made_rows, with_origin
 from finetune.preparation.reading import Collected, open_sources, read_rows, selection_settings
 from finetune.preparation.remaining import presentable
 from finetune.preparation.reporting import TOKEN_KEYS, rows_report
@@ -75,13 +75,18 @@ def new_rows(
     report = rows_report(recipe, collected, decided, spec, deciding.kind, findings)
 
     def work() -> Iterator[Work]:
+        import numpy as np
+
         first = 0
         for batch in decided.rows.batches():
             splits = decided.splits[first : first + batch.num_rows]
             yield Work(with_origin(batch) if recipe.data.augment else batch, splits)
             first += batch.num_rows
         if recipe.data.augment:
-            yield from _augmented_work(recipe, columns, spec, decided, deciding.seed)
+            augmentation = augmentation_of(recipe, columns, deciding.seed)
+            made = augment_rows(recipe, columns, spec, decided, augmentation)
+            for batch in made_batches(made, decided.rows.table.schema):
+                yield Work(batch, np.zeros(batch.num_rows, dtype=np.int8))
 
     return RowsPart(report, decided.labels, work, lambda: rows_of_split(decided, 0), collected.files, len(decided.rows))
 
@@ -98,28 +103,30 @@ def rows_of_split(decided: Decided, code: int) -> Iterator[pa.RecordBatch]:
 
 
 def augmentation_of(recipe: Recipe, columns: Columns, seed: int) -> Augmentation:
-    """Return the recipe's augmentation."""
-    assert recipe.data.augment
-    parts = [(part.name, part.options) for part in recipe.data.augment.operations]
-    return Augmentation(parts, columns, seed=seed)
+    """Return the recipe's augmentation; raise FinetuneError if an augmenter cannot run on rows of this kind."""
+    assert recipe.data.augment is not None
+    return Augmentation([(part.name, part.options) for part in recipe.data.augment.operations], columns, seed=seed)
 
 
-def _augmented_work(recipe: Recipe, columns: Columns, spec: TaskSpec, decided: Decided, seed: int) -> Iterator[Work]:
-    import numpy as np
-
+def augment_rows(
+    recipe: Recipe, columns: Columns, spec: TaskSpec, decided: Decided, augmentation: Augmentation
+) -> Iterator[tuple[dict[str, Any], Augmented]]:
+    """Yield the rows that the recipe's augmentation makes, each with the row that it is made of."""
     settings = recipe.data.augment
     assert settings is not None
-    train = int((decided.splits == 0).sum())
     labels = None
     if settings.balance:
         if not spec.label_role or columns[spec.label_role].kind != "label":
             raise FinetuneError(f"data.augment.balance: expected a task with one label a row, found {recipe.task.name}")
-        chosen = decided.rows.column(spec.label_role).filter(_arrow(decided.splits == 0))
-        labels = chosen.to_pylist()
-    copies = plan_copies(labels, rows=train, copies=settings.copies, balance=settings.balance, target=settings.target)
-    augmentation = augmentation_of(recipe, columns, seed)
-    for batch in augmented(rows_of_split(decided, 0), copies, augmentation, list(columns)):
-        yield Work(batch, np.zeros(batch.num_rows, dtype=np.int8))
+        labels = decided.rows.column(spec.label_role).filter(_arrow(decided.splits == 0)).to_pylist()
+    copies = plan_copies(
+        labels,
+        rows=int((decided.splits == 0).sum()),
+        copies=settings.copies,
+        balance=settings.balance,
+        target=settings.target,
+    )
+    return made_rows(rows_of_split(decided, 0), copies, augmentation, list(columns))
 
 
 def _arrow(mask: Any) -> Any:
@@ -172,7 +179,7 @@ def find_faults(
         for name, value in recipe.data.checks.items()
     }
     if recipe.data.conflicts == "error":
-        settings.setdefault("conflicting-labels", ("error", {}))
+        settings["conflicting-labels"] = ("off", {})  # it stands among the problems already, with its lines
     rows = CheckInput(
         columns=columns,
         values={role: decided.rows.column(role) for role in columns},

@@ -50,7 +50,7 @@ class TokenClassification:
             entities_lost = _entities_lost(windows, rows["tags"])
         parts = [window for row in windows for window in row]
         unknown = sum(token == encoder.unknown_id for window in parts for token in window.ids)
-        text_tokens = int(lost.sum()) + sum(word >= 0 for window in parts for word in window.words)
+        text_tokens = int(lengths.sum()) - encoder.special_tokens() * len(windows)
         words = sum(map(len, rows["tokens"]))
         return Encoded(features, lengths, lost, unknown, words, text_tokens, entities_lost)
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.augmentation import Augmentation, plan_copies, preview
+from finetune.data.augmentation import Augmentation, plan_copies
 from finetune.data.augmentation.characters import look_alikes, neighbouring_keys
 from finetune.data.augmentation.choices import is_code, is_negation
 from finetune.data.augmentation.synonyms import find_synonyms, read_table
@@ -520,14 +520,13 @@ def test_a_balanced_plan_reaches_the_target_and_no_more(labels: list[str], copie
         assert totals[label] == count * (1 + copies) or totals[label] - 1 < target * largest
 
 
-def test_a_preview_shows_operation_and_rows_before_and_after() -> None:
-    shown = preview([{"text": "one two", "label": "x"}, {"text": "no", "label": "y"}], build("swap"), 3)
-    assert shown == [("swap", "one two", "two one")] * 3
-    assert preview([{"text": "no", "label": "y"}], build("swap"), 3) == []
-    rows = [{"tokens": ["go", "to", "Rome"], "tags": ["O", "O", "B-L"]}]
-    assert preview(rows, build("mask", TOKENS, rate=1.0), 1) == [
-        ("mask", "go to Rome/B-L", "[MASK] [MASK] [MASK]/B-L"),
-    ]  # fmt: skip
+def test_rows_are_shown_as_a_person_reads_them() -> None:
+    assert build("swap").show({"text": "one two", "label": "x"}) == "one two"
+    row = {"tokens": ["go", "to", "Rome"], "tags": ["O", "O", "B-L"]}
+    made = build("mask", TOKENS, rate=1.0)
+    new = made.augment(row, 0, 0)
+    assert new is not None
+    assert (made.show(row), made.show(new.values)) == ("go to Rome/B-L", "[MASK] [MASK] [MASK]/B-L")
 
 
 def test_a_join_of_words_in_any_order_has_every_word_once() -> None:

@@ -13,7 +13,6 @@ from finetune.reports.markdown import (
     evaluation_report,
     gates_table,
     interval,
-    preparation_report,
     quantization_report,
     table,
 )
@@ -179,27 +178,9 @@ def quantization() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def preparation(**changes: Any) -> dict[str, Any]:
-    return {
-        "name": EVIL,
-        "source": "rows.jsonl",
-        "seed": 7,
-        "rows_read": 1010,
-        "rows_kept": 1005,
-        "dropped": {"blank_text": 3, "duplicate_text": 2},
-        "splits": {"train": 900, "test": 105},
-        "labels": {EVIL: {"train": 800, "test": 55}, "plain": {"train": 100, "test": 50}},
-        "tokens": {name: {"total": 12345, "median": 9, "longest": 40} for name in ("train", "test")},
-        "truncated": {"train": {"rows": 1, "tokens_lost": 8}, "test": {"rows": 0, "tokens_lost": 0}},
-        "cleaners": [{"name": "html", "rows_touched": 7, "examples": [{"before": EVIL, "after": EVIL}]}],
-        **changes,
-    }
-
-
 REPORTS = {
     "evaluation": lambda: evaluation_report(evaluation(), {"Confusion matrix": "test-confusion.png"}),
     "quantization": lambda: quantization_report(quantization()),
-    "preparation": lambda: preparation_report(preparation()),
 }
 
 
@@ -227,9 +208,8 @@ def test_a_rendered_report_shows_hostile_data_as_text(make: Any) -> None:
     assert page.count("<h1>") == 1
 
 
-@pytest.mark.parametrize("make", [REPORTS["evaluation"], REPORTS["preparation"]])
-def test_a_reader_can_still_read_the_hostile_data(make: Any) -> None:
-    shown = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rendered(make()))]
+def test_a_reader_can_still_read_the_hostile_data() -> None:
+    shown = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rendered(REPORTS["evaluation"]()))]
     assert " ".join(EVIL.split()) in shown
 
 
@@ -282,13 +262,3 @@ def test_a_quantization_holds_its_numbers() -> None:
     assert "- Both models choose the same label on 99.5% of the rows." in report
     assert "- Weights: 90.0 MB before, 23.0 MB after (ratio 0.26)." in report
     assert "| latency, batch 1 (ms) | 2.0 (p95 3.0) | 1.0 (p95 1.5) | 2.00 |" in report
-
-
-def test_a_preparation_holds_its_numbers() -> None:
-    report = preparation_report(preparation())
-    assert "1010 rows read, 1005 kept, 5 dropped" in report
-    assert r"| blank\_text | 3 |" in report
-    assert "| plain | 100 | 50 |\n| **all** | 900 | 105 |" in report
-    assert "| train | 12,345 | 9 | 40 | 1 | 8 |" in report
-    assert "## Cleaner: html\n\n7 rows changed." in report
-    assert "| none | 0 |" in preparation_report(preparation(dropped={}))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.data.tokenization import tokenize
+from finetune.artifacts import FeatureTable, feature_table
+from finetune.data.tokenization import Encoder, Limits
 from finetune.inference import run_model
 from finetune.models.freezing import apply_freezing, set_training_mode
 from finetune.models.loading import load_tokenizer
@@ -44,18 +45,16 @@ def make_learner(
     return Learner(accelerator, model, optimizer, freezing, task, load_tokenizer(folder))
 
 
-def make_features(folder: Path, count: int) -> list[dict[str, Any]]:
+def make_features(folder: Path, count: int) -> FeatureTable:
     rows = make_rows(per_label=count)[:count]
-    features, _ = tokenize(load_tokenizer(folder), [row["body"] for row in rows], 32)
-    return [
-        {"input_ids": ids, "label_id": LABELS.index(row["intent"])}
-        for ids, row in zip(features["input_ids"], rows, strict=True)
-    ]
+    task, _ = open_task("text-classification", {})
+    columns = {"text": [row["body"] for row in rows], "label": [row["intent"] for row in rows]}
+    return feature_table(task.encode(columns, Encoder.of(load_tokenizer(folder), Limits(32)), LABELS).features)
 
 
 def take_steps(
     learner: Learner,
-    features: list[dict[str, Any]],
+    features: FeatureTable,
     *,
     steps: int,
     batch_size: int = 8,
@@ -64,7 +63,7 @@ def take_steps(
     max_norm: float | None = None,
     learning_rate: float = 1e-3,
 ) -> list[Step]:
-    lengths = [len(row["input_ids"]) for row in features]
+    lengths = features.lengths
     return list(
         optimizer_steps(
             learner,
@@ -106,7 +105,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_step_group(still_model: 
     learner = make_learner(still_model)
     [step] = take_steps(learner, features, steps=1, batch_size=3, accumulation=3)
     reference = make_learner(still_model)
-    batch = reference.task.collate(features, reference.tokenizer)
+    batch = reference.task.collate(list(features), reference.tokenizer)
     loss = torch.nn.functional.cross_entropy(
         reference.model(**{k: v for k, v in batch.items() if k != "labels"}).logits, batch["labels"]
     )
@@ -132,7 +131,7 @@ def test_stopping_in_the_middle_of_an_epoch_and_going_on_takes_the_same_steps(ti
     whole = make_learner(tiny_model)
     expected = take_steps(whole, features, steps=7)
     parts = make_learner(tiny_model)
-    lengths = [len(row["input_ids"]) for row in features]
+    lengths = features.lengths
     generator = optimizer_steps(
         parts, features,
         lambda epoch: step_groups(lengths, batch_size=8, accumulation=1, seed=5, epoch=epoch),
@@ -155,7 +154,7 @@ def test_evaluating_between_steps_changes_no_later_loss(tiny_model: Path) -> Non
     features = make_features(tiny_model, 24)
     expected = [step.loss for step in take_steps(make_learner(tiny_model), features, steps=6)]
     learner = make_learner(tiny_model)
-    lengths = [len(row["input_ids"]) for row in features]
+    lengths = features.lengths
     losses = []
     for step in optimizer_steps(
         learner, features,
@@ -246,7 +245,7 @@ def test_steps_count_rows_tokens_and_epochs(still_model: Path) -> None:
     steps = take_steps(make_learner(still_model), features, steps=4)
     assert [step.number for step in steps] == [1, 2, 3, 4]
     assert [step.epoch for step in steps] == [0, 0, 1, 1]
-    tokens = sum(len(row["input_ids"]) for row in features)
+    tokens = sum(features.lengths)
     assert sum(step.tokens for step in steps[:2]) == tokens
     assert sum(step.rows for step in steps[2:]) == 13
 

@@ -14,7 +14,7 @@ from finetune.data.rows import Column
 from finetune.errors import FinetuneError
 from finetune.registry import augmenters
 
-__all__ = ["Augmentation", "Augmented", "Piece", "join", "plan_copies", "preview", "split"]
+__all__ = ["Augmentation", "Augmented", "Piece", "join", "plan_copies", "split"]
 
 ROUNDS = 3  # how often each operation is tried on a row that it does not change
 
@@ -126,23 +126,3 @@ def _augment_text(operation: _Operation, text: str, random: Random) -> str:
     words, gaps = split(text)
     pieces = operation.run(words, random)
     return join(pieces, words, gaps)
-
-
-def preview(rows: Sequence[Mapping[str, Any]], augmentation: Augmentation, count: int) -> list[tuple[str, str, str]]:
-    """Return up to `count` examples: the operation, the row before and the row after.
-
-    A row's number in `rows`, from 0, is its key; the first copy of each row comes first, then the second of each, and
-    so on until there are enough or until a whole round changes no row.
-    """
-    found: list[tuple[str, str, str]] = []
-    copy = 0
-    while len(found) < count:
-        before = len(found)
-        for key, values in enumerate(rows):
-            augmented = augmentation.augment(values, key, copy) if len(found) < count else None
-            if augmented is not None:
-                found.append((augmented.operation, augmentation.show(values), augmentation.show(augmented.values)))
-        if len(found) == before:
-            break
-        copy += 1
-    return found
