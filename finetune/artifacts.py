@@ -369,6 +369,7 @@ class Split:
     lines: list[int]
     rows: RowTable
     features: FeatureTable
+    files: list[str] | None = None  # if they came from several
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -414,7 +415,8 @@ class PreparedData:
         with pa.memory_map(str(self.folder / f"{name}.arrow")) as source, pa.ipc.open_stream(source) as reader:
             table = reader.read_all()
         rows, features = table.select(self.manifest["roles"]), table.select(self.manifest["features"])
-        return Split(name, table["line"].to_pylist(), RowTable(rows), FeatureTable(features))
+        files = table["file"].to_pylist() if "file" in table.column_names else None
+        return Split(name, table["line"].to_pylist(), RowTable(rows), FeatureTable(features), files)
 
     @property
     def limits(self) -> dict[str, Any]:

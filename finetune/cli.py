@@ -208,6 +208,8 @@ def prepare(
     finetune prepare recipes/quickstart.yaml --check
     finetune prepare recipes/quickstart.yaml --set data.source=data/messy.jsonl --output /tmp/messy --json
     """
+    if check_only and preview:
+        raise FinetuneError("prepare: expected --check or --preview, found both")
     if check_only or preview:
         _prepare_nothing(load_recipe(recipe, overrides or [], check_inputs=True), preview, as_json, quiet, verbose)
         return

@@ -57,6 +57,7 @@ class ScoredRows:
     features: FeatureTable
     truncated: dict[str, Any]
     dropped: dict[str, int] = field(default_factory=dict)
+    files: Sequence[str] | None = None
 
 
 def evaluate(
@@ -149,7 +150,8 @@ def _rows_of_split(data: PreparedData | None, run: Run, name: str) -> ScoredRows
             "differently. Train again, or score a file with --data FILE."
         )
     split: Split = data.split(name)
-    return ScoredRows(name, split.lines, split.rows, split.features, data.report["truncated"][name])
+    truncated = data.report["truncated"][name]
+    return ScoredRows(name, split.lines, split.rows, split.features, truncated, files=split.files)
 
 
 def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) -> ScoredRows:
@@ -234,6 +236,7 @@ def worst_examples(predictions: Predictions, scored: ScoredRows) -> list[dict[st
         predicted = int(predictions.predicted[row])
         examples.append(
             {
+                **({"file": scored.files[row]} if scored.files else {}),
                 "line": scored.lines[row],
                 **scored.rows[row],
                 "predicted": predictions.labels[predicted],

@@ -25,13 +25,17 @@ def rows_inputs(recipe: Recipe) -> dict[str, Any]:
     sources = {name or "all": source.describe() for name, source in found.items()}
     seed = recipe.seed if recipe.data.seed is None else recipe.data.seed
     names = [file.name for source in found.values() for file in source.files]
-    described = {**data, "source": sources, **({"files": names} if len(names) > 1 else {})}
+    described = {**data, "source": sources, **({"files": _digest(names)} if len(names) > 1 else {})}
     if recipe.data.augment:
         described["augment"] = {
             **data["augment"],
             "operations": [_operation(part) for part in data["augment"]["operations"]],
         }
     return {"task": resolved["task"], "seed": seed, "data": described}
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _operation(part: Any) -> Any:

@@ -192,7 +192,8 @@ class Job:
     def require_test_split(self) -> None:
         """Raise FinetuneError, before anything is trained, if there would be no test split to judge the model by."""
         given = self.recipe.data.sources
-        missing = self.recipe.data.split.options.get("test") == 0 if "" in given else "test" not in given
+        options = self.recipe.data.split.options
+        missing = options.get("test") == 0 and not options.get("folds") if "" in given else "test" not in given
         if missing:
             raise FinetuneError(
                 "data.split.test: expected a test split, found 0. Set a fraction; or use `finetune train`, and score a "

@@ -12,8 +12,9 @@ from typing import Any
 from finetune.artifacts import Run, feature_table
 from finetune.data.cleaning import Pipeline
 from finetune.data.rows import Record, column_names, used_columns
-from finetune.data.selection import check_columns, read_text
+from finetune.data.selection import check_columns
 from finetune.data.sources import read
+from finetune.data.values import read_text
 from finetune.inference import Predictor, open_run
 from finetune.runtime import Runtime
 

@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import PreparedData, building, fingerprint, publish, versions, write_json, write_text
+from finetune.data.checks import Finding
 from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.fingerprints import rows_part, tokens_inputs
 from finetune.models.loading import check_context, context_length, find_model, load_tokenizer
+from finetune.preparation.deciding import Deciding
 from finetune.preparation.encoding import Tokens, text_batches, write_splits
-from finetune.preparation.reporting import rows_report, tokens_report
+from finetune.preparation.reporting import rows_report, short_report, tokens_report
 from finetune.preparation.rows import (
     LEAKS,
     Columns,
     RowsPart,
     augment_rows,
     augmentation_of,
+    collect_rows,
     columns_of,
     decide_rows,
     find_faults,
+    making_of,
     new_rows,
     stored_rows,
 )
@@ -83,7 +87,9 @@ def prepare(
         )
         if limits.overflow == "error":
             _refuse_long_rows(tokens, limits)
-        report = {**rows.report, **tokens_report(recipe, tokens, limits)}
+        report = {**rows.report, "name": recipe.name, **tokens_report(recipe, tokens, limits)}
+        if rows.missed:
+            report.setdefault("augmented", {"rows": 0, "operations": {}})["not_made"] = rows.missed
         if recipe.tokenizer:
             report["tokenizer"] = {"name": recipe.tokenizer.name, "vocabulary": len(tokenizer)}
         report["next_steps"] = next_steps(report)
@@ -99,10 +105,20 @@ def prepare(
 
 
 def check(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Read, clean, decide and check as `prepare` does, in a temporary folder; return the report on the rows."""
+    """Read, clean, decide and check as `prepare` does, in a temporary folder; return the report on the rows.
+
+    Data that can be read but not divided is an error among the findings too. Raises FinetuneError for data that cannot
+    be read.
+    """
     columns, spec = columns_of(recipe)
     with tempfile.TemporaryDirectory(prefix="finetune-check-") as scratch:
-        collected, decided, deciding = decide_rows(recipe, columns, spec, Path(scratch), progress or Silent())
+        collected = collect_rows(recipe, columns, Path(scratch), progress or Silent())
+        deciding = Deciding(recipe, collected, columns, spec, Path(scratch), progress or Silent())
+        try:
+            decided = deciding.decide()
+        except FinetuneError as error:
+            findings = [*deciding.problems, Finding("splits", "error", len(deciding.left), str(error), [])]
+            return short_report(recipe, collected, deciding.left.dropped(), findings)
         findings = find_faults(recipe, columns, collected, decided, deciding)
         return rows_report(recipe, collected, decided, spec, deciding.kind, findings)
 
@@ -115,7 +131,8 @@ def preview_augmentation(recipe: Recipe, count: int, *, progress: Progress | Non
     with tempfile.TemporaryDirectory(prefix="finetune-preview-") as scratch:
         _, decided, deciding = decide_rows(recipe, columns, spec, Path(scratch), progress or Silent())
         augmentation = augmentation_of(recipe, columns, deciding.seed)
-        made = islice(augment_rows(recipe, columns, spec, decided, augmentation), count)
+        making = making_of(decided, columns)
+        made = islice(augment_rows(recipe, columns, spec, decided, augmentation, making), count)
         return [(new.operation, augmentation.show(row), augmentation.show(new.values)) for row, new in made]
 
 
@@ -182,6 +199,8 @@ def _note(report: dict[str, Any], progress: Progress) -> None:
     dropped = sum(report["dropped"].values())
     if dropped > MANY_DROPPED * report["rows_read"]:
         progress.note(f"{dropped} of {report['rows_read']} rows were dropped; dropped.jsonl says which and why")
+    if missed := report.get("augmented", {}).get("not_made"):
+        progress.note(f"{missed} rows of data.augment were not made: nothing new could be made of their rows")
     for name, cut in report["truncated"].items():
         if cut["rows"]:
             progress.note(

@@ -500,6 +500,16 @@ class Recipe(Section):
             if role not in known:
                 message = f"unknown role of {self.task.name}{suggestion(role, known)}"
                 problems.append((("data", "missing", role), message))
+        if "" not in self.data.sources and self.data.split != STRATIFIED:
+            message = "the files of `data.source` say already which split their rows are in; remove one of the two"
+            problems.append((("data", "split"), message))
+        if "text_pair" in self.data.columns and self.model.overflow == "window":
+            message = "windows over pairs of texts are not supported: use truncate or error, or one text"
+            problems.append((("model", "overflow"), message))
+        balanced = self.data.augment is not None and self.data.augment.balance
+        if balanced and "label" not in registry.tasks.get(self.task.name).target.columns:  # type: ignore[attr-defined]
+            message = f"expected a task with one label a row, found {self.task.name}"
+            problems.append((("data", "augment", "balance"), message))
         splitter = registry.splitters.get(self.data.split.name)
         if splitter.attributes.get("groups") and not self.data.group_by:
             message = f"{self.data.split.name} keeps groups together; name their column in `data.group_by`"

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from finetune.errors import FinetuneError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -27,6 +29,7 @@ def ordered_map(make: Callable[[], Callable[[Item], Result]], items: Iterable[It
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads that it does not copy
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(make,))
@@ -38,6 +41,11 @@ def ordered_map(make: Callable[[], Callable[[Item], Result]], items: Iterable[It
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise FinetuneError(
+            f"data.workers: one of the {workers} worker processes was ended from outside, most likely for want of "
+            "memory. Lower data.workers, and run the command again."
+        ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

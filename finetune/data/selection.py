@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.data.cleaning import CleanerReport, Pipeline
 from finetune.data.rows import Column, Record
-from finetune.data.tagging import fits, spans_to_iob2, to_iob2
+from finetune.data.tagging import fits, to_iob2
+from finetune.data.values import as_text, raw_json, read_label, read_number, read_spans, without_surrogates
 from finetune.errors import FinetuneError, nearest
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class Selector:
         values, reasons = self.values(records)
         kept = [index for index, reason in enumerate(reasons) if not reason]
         dropped = [
-            RawDrop(first + index, int(files[index]), records[index].line, reason, _raw(records[index].values))
+            RawDrop(first + index, int(files[index]), records[index].line, reason, raw_json(records[index].values))
             for index, reason in enumerate(reasons)
             if reason
         ]
@@ -142,6 +141,8 @@ class Selector:
         raw = [record.values.get(name) for record in records]
         if role in self.settings.fill:
             fill = self.settings.fill[role]
+            if role in self.settings.columns and self.settings.columns[role].kind != "number":
+                fill = str(fill)
             raw = [fill if value is None or (type(value) is str and not value.strip()) else value for value in raw]
         return raw
 
@@ -149,7 +150,7 @@ class Selector:
         texts = []
         for index, value in enumerate(raw):
             if type(value) is str and value and not value.isspace():
-                texts.append(value if value.isascii() else _without_surrogates(value))
+                texts.append(value if value.isascii() else without_surrogates(value))
                 continue
             texts.append("")
             if (required or value is not None) and not reasons[index]:
@@ -195,25 +196,31 @@ class Selector:
         for index, value in enumerate(raw):
             words = value.split() if isinstance(value, str) else value
             good = isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
-            lists.append([_without_surrogates(word) for word in words] if good else [])
+            lists.append([without_surrogates(word) for word in words] if good else [])
             if not good and not reasons[index]:
                 missing = value is None or (isinstance(words, list) and not words)
                 reasons[index] = f"{'missing' if missing else 'wrong_type_of'}_{role}"
         if role == self._tags and self.settings.tag_scheme != "iob2":
             lists = [to_iob2(tags, self.settings.tag_scheme) for tags in lists]  # type: ignore[arg-type]
+        if role == self._tags and self.settings.label_map:
+            lists = [self._map_types(tags) for tags in lists]
         return lists
+
+    def _map_types(self, tags: list[str]) -> list[str]:
+        """Give entities the types that the recipe maps theirs to."""
+        mapped = self.settings.label_map
+        return [tag[:2] + mapped.get(tag[2:], tag[2:]) if tag[:2] in {"B-", "I-"} else tag for tag in tags]
 
     def _read_spans(self, records: Sequence[Record], values: dict[str, list[Any]], reasons: list[str]) -> None:
         """Read texts with spans in characters as words with IOB2 tags, before anything moves a character."""
         assert self._tags is not None
         tokens_role = next(role for role, column in self.settings.columns.items() if column.kind == "tokens")
         values[tokens_role], values[self._tags] = [], []
-        for index, record in enumerate(records):
-            text = record.values.get(self.settings.names["text"])
-            spans = record.values.get(self.settings.names["spans"])
+        texts, annotations = self._raw_values(records, "text"), self._raw_values(records, "spans")
+        for index, (text, spans) in enumerate(zip(texts, annotations, strict=True)):
             tokens, tags, reason = read_spans(text, spans)
             values[tokens_role].append(tokens)
-            values[self._tags].append(tags)
+            values[self._tags].append(self._map_types(tags))
             reasons[index] = reasons[index] or reason
 
     def _clean_texts(self, values: dict[str, list[Any]], reasons: list[str]) -> None:
@@ -263,10 +270,10 @@ class Selector:
             "file": files[kept],
             "line": [record.line for record in rows],
             **chosen,
-            RAW: [_raw(record.values) for record in rows],
+            RAW: [raw_json(record.values) for record in rows],
         }
         for name in self.settings.extras:
-            columns[f"{EXTRA}{name}"] = [_as_text(record.values.get(name)) for record in rows]
+            columns[f"{EXTRA}{name}"] = [as_text(record.values.get(name)) for record in rows]
         if JOINED in schema.names:
             role = next(role for role in self.settings.text_roles if self.settings.columns[role].kind == "tokens")
             columns[JOINED] = [" ".join(tokens) for tokens in chosen[role]]
@@ -279,88 +286,6 @@ class Selector:
         columns |= {KEY_HIGH: keys[:, 0], KEY_LOW: keys[:, 1]}
         arrays = [pa.array(columns[column.name], column.type) for column in schema]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def read_text(value: Any, clean: Pipeline) -> tuple[str, str]:
-    """Return one cleaned text, or the reason why there is none."""
-    if value is None:
-        return "", "missing"
-    if not isinstance(value, str):
-        return "", "wrong_type_of"
-    if not value.strip():
-        return "", "blank"
-    text, reason = clean.text(_without_surrogates(value))
-    return (text, reason) if text.strip() or reason else ("", "nothing_left_after_cleaning")
-
-
-def read_label(value: Any) -> tuple[str, str]:
-    """Return the label as text, blanks at its ends removed, or the reason why there is none."""
-    if type(value) is str:
-        label = value.strip()
-        return (label if label.isascii() else _without_surrogates(label), "" if label else "missing")
-    if value is None:
-        return "", "missing"
-    if isinstance(value, bool):
-        return str(value).lower(), ""
-    if isinstance(value, int):
-        return str(value), ""
-    return "", "wrong_type_of"
-
-
-def read_number(value: Any) -> tuple[float | None, str]:
-    """Return a finite number, or the reason why there is none; text that reads as a number is one."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None, "missing"
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None, "wrong_type_of"
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None, "not_a_number_in"
-    return (number, "") if math.isfinite(number) else (None, "not_a_number_in")
-
-
-def read_spans(text: Any, spans: Any) -> tuple[list[str], list[str], str]:
-    """Return words and IOB2 tags for a text with spans in characters, or the reason why there are none."""
-    if text is None or spans is None:
-        return [], [], "missing_text" if text is None else "missing_spans"
-    if not isinstance(text, str) or not isinstance(spans, list) or not all(isinstance(span, dict) for span in spans):
-        return [], [], "wrong_type_of_text" if not isinstance(text, str) else "wrong_type_of_spans"
-    if not text.strip():
-        return [], [], "blank_text"
-    try:
-        tokens, tags = spans_to_iob2(_without_surrogates(text), spans)
-    except ValueError:
-        return [], [], "invalid_spans"
-    return tokens, tags, ""
-
-
-def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates: valid in JSON, but no text, since neither UTF-8 nor a tokenizer takes them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _raw(values: Mapping[str, Any]) -> bytes:
-    import orjson
-
-    try:
-        return orjson.dumps(values, default=str, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # lone surrogates, integers beyond 64 bits
-        return _deep_json(values).encode()
-
-
-def _as_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return _without_surrogates(value if isinstance(value, str) else _deep_json(value))
-
-
-def _deep_json(value: Any) -> str:
-    """Return JSON of a value that was read; the little that is nested deeper than can be written is said to be so."""
-    try:
-        return json.dumps(value, default=str)
-    except RecursionError:
-        return '{"unreadable": "nested too deeply"}'
 
 
 def check_columns(sample: Sequence[Record], needed: Iterable[tuple[str, str]], source: str) -> None:

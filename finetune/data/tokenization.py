@@ -129,7 +129,8 @@ class Encoder:
         for index, encoding in enumerate(encodings):
             parts = cut.get(index, [encoding])
             starts = _word_starts(encoding.word_ids)
-            first = 0  # where the window begins among the tokens of the whole row, special tokens aside
+            # where the window begins among the tokens of the whole row, special tokens aside
+            first = int(lost[index]) if self.direction == "left" else 0
             windows = []
             for part in parts:
                 windows.append(_window(part, starts, first))

@@ -13,7 +13,7 @@ from finetune.data.checks import Finding, Severity
 from finetune.data.duplicates import clusters_of, find_conflicts, find_leaks, merge_clusters, repeats
 from finetune.data.near_duplicates import NearDuplicates, find_near_duplicates, redundant
 from finetune.data.rows import Column
-from finetune.data.selection import EXTRA
+from finetune.data.selection import EXTRA, KEY_HIGH, KEY_LOW
 from finetune.data.splitting import SPLITS, SplitInput
 from finetune.data.store import RowStore
 from finetune.errors import FinetuneError
@@ -193,7 +193,7 @@ class Deciding:
             return clusters
         codes = self._target_codes()
         if self.data.rare_labels == "drop":
-            pairs = np.unique(np.stack([codes, clusters], axis=1), axis=0)
+            pairs = np.unique(np.stack([codes, clusters_of(self.left.keys())], axis=1), axis=0)
             texts = np.bincount(pairs[:, 0], minlength=int(codes.max()) + 1)
             rare = texts[codes] < splits_wanted(self.data)
             self.left.drop(rare, "rare_label")
@@ -256,8 +256,8 @@ class Deciding:
             return splits[~leaking], _renumber(clusters, ~leaking), leaks
         severity: Severity = "error" if self.data.leaks == "error" else "warning"
         message = (
-            f"{self.leak_count} rows of validation or test have a text (or group) that an earlier split has as well; "
-            "leaks.jsonl lists them. Remove them from one of the two, or set data.leaks: drop-from-train, or report."
+            f"{self.leak_count} rows of validation or test have the same text as a row of an earlier split, nearly the "
+            "same, or the same group. Remove them from one of the two, or set data.leaks: drop-from-train, or report."
         )
         self.problems.append(Finding("leaks", severity, self.leak_count, message, leaks[:EXAMPLES]))
         return splits, clusters, leaks
@@ -265,6 +265,7 @@ class Deciding:
     def _leak(self, splits: NDArray[np.int8], row: int, other: int) -> dict[str, Any]:
         earlier = {f"other_{key}": value for key, value in self.left.place(other).items()}
         return {
+            "kind": self._kind_of_leak(row, other),
             "split": SPLITS[splits[row]],
             **self.left.place(row),
             "other_split": SPLITS[splits[other]],
@@ -273,9 +274,18 @@ class Deciding:
             "other_text": self.left.text(other),
         }
 
+    def _kind_of_leak(self, row: int, other: int) -> str:
+        """Return what two rows of one cluster share; rows that are nearly the same may be so by way of others."""
+        if all(self.left.rows.column(name)[row] == self.left.rows.column(name)[other] for name in (KEY_HIGH, KEY_LOW)):
+            return "same text"
+        groups = [self.left.rows.column(f"{EXTRA}{name}") for name in self.data.group_by]
+        same = any(group[row].is_valid and group[row] == group[other] for group in groups)
+        return "same group" if same else "nearly the same text"
+
     def _require_splits(self, splits: NDArray[np.int8]) -> None:
         given = self.data.sources
-        test = "test" in given if "" not in given else bool(self.data.split.options.get("test"))
+        options = self.data.split.options
+        test = "test" in given if "" not in given else bool(options.get("folds") or options.get("test"))
         for code, name in enumerate(SPLITS if test else SPLITS[:2]):
             if not (splits == code).any():
                 raise FinetuneError(
@@ -361,7 +371,8 @@ def splits_wanted(data: DataSection) -> int:
     """Return how many splits the recipe asks for."""
     if "" not in data.sources:
         return len(data.sources)
-    return sum(bool(data.split.options.get(name, True)) for name in SPLITS)
+    options = data.split.options
+    return len(SPLITS) if options.get("folds") else sum(bool(options.get(name, True)) for name in SPLITS)
 
 
 def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:

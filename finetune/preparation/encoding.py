@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.data.augmentation import Augmentation, Augmented
+from finetune.data.duplicates import text_keys
 from finetune.data.rows import Column
 from finetune.data.splitting import SPLITS
 from finetune.data.store import StreamWriter
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 LINES_KEPT = 20
 AUGMENT_BATCH_ROWS = 1000
+AUGMENT_ATTEMPTS = 5
+ANOTHER_DRAW = 1_000_000  # beyond the number of any copy
 ORIGIN, OPERATION = "origin", "operation"
 HISTOGRAM_BINS = 20
 
@@ -202,6 +205,12 @@ def _write(
     writers[name].write(batch if mask.all() else batch.filter(pa.array(mask)))
 
 
+def _line(batch: pa.RecordBatch, row: int) -> int | str:
+    """Return a row's line, with its file if there are several."""
+    line: int = batch["line"][row].as_py()
+    return f"{batch['file'][row].as_py()}:{line}" if "file" in batch.schema.names else line
+
+
 def _count(facts: SplitFacts, batch: pa.RecordBatch, encoded: EncodedRows, mask: NDArray[np.bool_]) -> None:
     import numpy as np
     import pyarrow as pa
@@ -211,7 +220,7 @@ def _count(facts: SplitFacts, batch: pa.RecordBatch, encoded: EncodedRows, mask:
     facts.rows += int(mask.sum())
     facts.cut += len(cut)
     facts.tokens_lost += int(lost.sum())
-    facts.lines += [batch["line"][int(row)].as_py() for row in cut[: LINES_KEPT - len(facts.lines)]]
+    facts.lines += [_line(batch, int(row)) for row in cut[: LINES_KEPT - len(facts.lines)]]
     if encoded.entities_lost is not None:
         facts.entities_lost += int(encoded.entities_lost[mask].sum())
     lengths = np.asarray(batch["length"])[mask]
@@ -225,21 +234,60 @@ def _count(facts: SplitFacts, batch: pa.RecordBatch, encoded: EncodedRows, mask:
         facts.windows.append(lengths)
 
 
+@dataclass
+class Making:
+    """The texts that a new row must not have, since a row of some split or another new one has them; and the misses."""
+
+    known: NDArray[np.uint64]  # sorted
+    columns: Mapping[str, Column]
+    missed: int = 0
+    _made: set[int] = field(default_factory=set)
+
+    def accept(self, values: Mapping[str, Any]) -> bool:
+        """Tell whether the text of a new row is new, and remember it if so."""
+        import numpy as np
+
+        texts = [
+            [" ".join(values[role]) if column.kind == "tokens" else values[role]]
+            for role, column in self.columns.items()
+            if column.kind in {"text", "tokens"}
+        ]
+        key = text_keys(texts)[0, 0]
+        place = int(np.searchsorted(self.known, key))
+        if int(key) in self._made or (place < len(self.known) and self.known[place] == key):
+            return False
+        self._made.add(int(key))
+        return True
+
+
 def made_rows(
-    train: Iterable[pa.RecordBatch], copies: NDArray[np.int64], augmentation: Augmentation, roles: Sequence[str]
+    train: Iterable[pa.RecordBatch], copies: NDArray[np.int64], augmentation: Augmentation, making: Making
 ) -> Iterator[tuple[dict[str, Any], Augmented]]:
-    """Yield each new row with the row that it is made of; `copies` says how many each row of the train split gets."""
+    """Yield each new row with the row that it is made of; `copies` says how many each row of the train split gets.
+
+    A new row whose text is there already, in whatever split, is drawn again a few times and then counted as missed:
+    otherwise augmentation would repeat rows, and carry texts of the test split into training.
+    """
     first = 0
     for batch in train:
         wanted = copies[first : first + batch.num_rows]
         for index in wanted.nonzero()[0].tolist():
             row = {name: batch[name][index].as_py() for name in batch.schema.names}
-            values = {role: row[role] for role in roles}
             for copy in range(int(wanted[index])):
-                made = augmentation.augment(values, row["number"], copy)
+                made = _make_row(row, copy, augmentation, making)
                 if made is not None:
                     yield row, made
         first += batch.num_rows
+
+
+def _make_row(row: dict[str, Any], copy: int, augmentation: Augmentation, making: Making) -> Augmented | None:
+    values = {role: row[role] for role in making.columns}
+    for attempt in range(AUGMENT_ATTEMPTS):
+        made = augmentation.augment(values, row["number"], copy + attempt * ANOTHER_DRAW)
+        if made is not None and making.accept(made.values):
+            return made
+    making.missed += 1
+    return None
 
 
 def made_batches(made: Iterable[tuple[dict[str, Any], Augmented]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

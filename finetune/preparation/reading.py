@@ -30,6 +30,9 @@ from finetune.recipe import Fill, Recipe
 from finetune.workers import ordered_map
 
 SAMPLE_RECORDS = 10_000
+# What is read from these formats has the same columns in every row of a file, so a missing one is seen at the first
+FIXED_COLUMNS = ("csv", "tsv", "parquet", "arrow")
+SAMPLE_CHARACTERS = 1000
 EXAMPLES_OF_DROPS = 5
 
 
@@ -86,7 +89,7 @@ def with_span_roles(columns: Mapping[str, Column]) -> dict[str, Column]:
 
 
 def _fills(missing: Any, columns: Mapping[str, Column]) -> dict[str, Any]:
-    each = missing if isinstance(missing, dict) else dict.fromkeys(columns, missing)
+    each = missing if isinstance(missing, dict) else dict.fromkeys([*columns, "text"], missing)
     return {role: policy.fill for role, policy in each.items() if isinstance(policy, Fill)}
 
 
@@ -146,7 +149,8 @@ class _Reading:
 
     def __init__(self, sources: Mapping[str, Source], needed: Iterable[tuple[str, str]]) -> None:
         self._sources = sources
-        self.unseen = {name for _, name in needed}
+        self._needed = list(needed)
+        self.unseen = {name for _, name in self._needed}
         self.sample: list[Record] = []
         self.rows = 0
 
@@ -165,7 +169,7 @@ class _Reading:
 
     def _work(self, files: list[tuple[int, int]], records: list[Record]) -> SelectorWork:
         work = SelectorWork(self.rows, files, records)
-        self.sample += records[: max(0, SAMPLE_RECORDS - len(self.sample))]
+        self.sample += map(_cut, records[: max(0, SAMPLE_RECORDS - len(self.sample))])
         for record in records:
             if not self.unseen:
                 break
@@ -176,7 +180,12 @@ class _Reading:
     def _batches(self) -> Iterator[tuple[int, list[Record]]]:
         first_file = 0
         for source in self._sources.values():
+            checked = -1  # the last file whose columns were looked at
             for file, records in source.batches():
+                readable = [record for record in records if not record.unreadable][:1]
+                if source.format in FIXED_COLUMNS and file != checked and readable:
+                    check_columns(readable, self._needed, source.files[file].name)
+                    checked = file
                 yield first_file + file, records
             first_file += len(source.files)
 
@@ -187,6 +196,14 @@ def _merge(reports: list[CleanerReport], more: list[CleanerReport]) -> None:
         return
     for report, other in zip(reports, more, strict=True):
         report.merge(other)
+
+
+def _cut(record: Record) -> Record:
+    """Return a record whose texts are not longer than what a check of columns needs."""
+    values = {
+        name: value[:SAMPLE_CHARACTERS] if isinstance(value, str) else value for name, value in record.values.items()
+    }
+    return record._replace(values=values)
 
 
 def drop_line(drop: RawDrop, files: list[str]) -> bytes:

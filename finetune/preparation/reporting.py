@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXAMPLES = 5
+NAMED_FILES = 20
 # The parts of the report that say something about tokens: they are made anew when the rows are not
 TOKEN_KEYS = ("truncated", "tokens", "tokenizer", "augmented", "next_steps")
 
@@ -38,7 +40,7 @@ def rows_report(
         "name": recipe.name,
         "task": recipe.task.name,
         "seed": recipe.seed if recipe.data.seed is None else recipe.data.seed,
-        "source": collected.files,
+        "source": _some(collected.files),
         "rows_read": collected.rows_read,
         "rows_kept": kept,
         "dropped": dict(decided.dropped.most_common()),
@@ -56,6 +58,28 @@ def rows_report(
         **_targets(decided, spec, kind),
         "warnings": [finding.as_json() for finding in findings],
     }
+
+
+def short_report(
+    recipe: Recipe, collected: Collected, dropped: Counter[str], findings: Sequence[Finding]
+) -> dict[str, Any]:
+    """Return what there is to say about rows that could be read but not divided into splits."""
+    return {
+        "name": recipe.name,
+        "task": recipe.task.name,
+        "source": _some(collected.files),
+        "rows_read": collected.rows_read,
+        "rows_kept": collected.rows_read - dropped.total(),
+        "dropped": dict(dropped.most_common()),
+        "splits": {},
+        "warnings": [finding.as_json() for finding in findings],
+    }
+
+
+def _some(files: Sequence[str]) -> list[str]:
+    """Return the names of files, of very many the first and how many more there are."""
+    more = len(files) - NAMED_FILES
+    return [*files[:NAMED_FILES], f"and {more:,} more"] if more > 0 else list(files)
 
 
 def _split(recipe: Recipe) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from finetune.data.augmentation import Augmentation, Augmented, plan_copies
 from finetune.data.checks import CheckInput, Finding, run_checks
 from finetune.data.duplicates import clusters_of
 from finetune.data.rows import Column, used_columns
+from finetune.data.selection import KEY_HIGH
 from finetune.data.splitting import SPLITS
 from finetune.data.store import read_stream
 from finetune.errors import FinetuneError
-from finetune.preparation.deciding import Decided, Deciding
-from finetune.preparation.encoding import ORIGIN, Work, made_batches, made_rows, with_origin
+from finetune.preparation.deciding import MOST_PAIRS_LISTED, Decided, Deciding
+from finetune.preparation.encoding import ORIGIN, Making, Work, made_batches, made_rows, with_origin
 from finetune.preparation.reading import Collected, open_sources, read_rows, selection_settings
-from finetune.preparation.remaining import presentable
+from finetune.preparation.remaining import describe_place, presentable
 from finetune.preparation.reporting import TOKEN_KEYS, rows_report
 from finetune.progress import Progress
 from finetune.recipe import Recipe
@@ -44,6 +46,13 @@ class RowsPart:
     train: Any  # () -> Iterator[RecordBatch]: the rows to learn from, without those that augmentation made
     files: list[str]
     total: int
+    making: Making | None = None
+    not_made: int = 0
+
+    @property
+    def missed(self) -> int:
+        """How many rows augmentation could not make; known when all the work is done."""
+        return self.making.missed if self.making else self.not_made
 
 
 def columns_of(recipe: Recipe) -> tuple[Columns, TaskSpec]:
@@ -52,12 +61,17 @@ def columns_of(recipe: Recipe) -> tuple[Columns, TaskSpec]:
     return used_columns(task.columns, recipe.data.columns), spec
 
 
+def collect_rows(recipe: Recipe, columns: Columns, scratch: Path, progress: Progress) -> Collected:
+    """Read and clean all records; the usable rows are kept in `scratch`."""
+    settings = selection_settings(recipe, columns)
+    return read_rows(open_sources(recipe), settings, scratch, workers=recipe.data.workers, progress=progress)
+
+
 def decide_rows(
     recipe: Recipe, columns: Columns, spec: TaskSpec, scratch: Path, progress: Progress
 ) -> tuple[Collected, Decided, Deciding]:
     """Read and clean all records, and decide which rows stay and where; the rows are kept in `scratch`."""
-    settings = selection_settings(recipe, columns)
-    collected = read_rows(open_sources(recipe), settings, scratch, workers=recipe.data.workers, progress=progress)
+    collected = collect_rows(recipe, columns, scratch, progress)
     deciding = Deciding(recipe, collected, columns, spec, scratch, progress)
     return collected, deciding.decide(), deciding
 
@@ -74,6 +88,8 @@ def new_rows(
     _write_lines(partial / LEAKS, decided.leaks)
     report = rows_report(recipe, collected, decided, spec, deciding.kind, findings)
 
+    making = making_of(decided, columns) if recipe.data.augment else None
+
     def work() -> Iterator[Work]:
         import numpy as np
 
@@ -83,12 +99,14 @@ def new_rows(
             yield Work(with_origin(batch) if recipe.data.augment else batch, splits)
             first += batch.num_rows
         if recipe.data.augment:
+            assert making is not None
             augmentation = augmentation_of(recipe, columns, deciding.seed)
-            made = augment_rows(recipe, columns, spec, decided, augmentation)
+            made = augment_rows(recipe, columns, spec, decided, augmentation, making)
             for batch in made_batches(made, decided.rows.table.schema):
                 yield Work(batch, np.zeros(batch.num_rows, dtype=np.int8))
 
-    return RowsPart(report, decided.labels, work, lambda: rows_of_split(decided, 0), collected.files, len(decided.rows))
+    total = len(decided.rows)
+    return RowsPart(report, decided.labels, work, lambda: rows_of_split(decided, 0), collected.files, total, making)
 
 
 def rows_of_split(decided: Decided, code: int) -> Iterator[pa.RecordBatch]:
@@ -109,7 +127,7 @@ def augmentation_of(recipe: Recipe, columns: Columns, seed: int) -> Augmentation
 
 
 def augment_rows(
-    recipe: Recipe, columns: Columns, spec: TaskSpec, decided: Decided, augmentation: Augmentation
+    recipe: Recipe, columns: Columns, spec: TaskSpec, decided: Decided, augmentation: Augmentation, making: Making
 ) -> Iterator[tuple[dict[str, Any], Augmented]]:
     """Yield the rows that the recipe's augmentation makes, each with the row that it is made of."""
     settings = recipe.data.augment
@@ -126,7 +144,14 @@ def augment_rows(
         balance=settings.balance,
         target=settings.target,
     )
-    return made_rows(rows_of_split(decided, 0), copies, augmentation, list(columns))
+    return made_rows(rows_of_split(decided, 0), copies, augmentation, making)
+
+
+def making_of(decided: Decided, columns: Columns) -> Making:
+    """Return what augmentation must not make again: the texts of all rows, whatever their split."""
+    import numpy as np
+
+    return Making(np.sort(decided.rows.numbers(KEY_HIGH)), columns)
 
 
 def _arrow(mask: Any) -> Any:
@@ -167,7 +192,8 @@ def stored_rows(folder: Path, partial: Path, rows_fingerprint: str, progress: Pr
             yield batch.filter(batch[ORIGIN].is_null()) if ORIGIN in batch.schema.names else batch
 
     total = sum(table.num_rows for table in readable.values())
-    return RowsPart(report, data.labels, work, train, stored["source"], total)
+    missed = stored.get("augmented", {}).get("not_made", 0)
+    return RowsPart(report, data.labels, work, train, stored["source"], total, not_made=missed)
 
 
 def find_faults(
@@ -184,7 +210,8 @@ def find_faults(
         columns=columns,
         values={role: decided.rows.column(role) for role in columns},
         splits=decided.splits,
-        clusters=decided.clusters if not recipe.data.group_by else _text_clusters(deciding),
+        # of equal texts alone: near-duplicates and a user's groups are different texts
+        clusters=clusters_of(deciding.left.keys()),
         where=deciding.left.place,
         dropped=decided.dropped,
         dropped_examples=deciding.left.dropped_examples(),
@@ -198,25 +225,26 @@ def find_faults(
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
-def _text_clusters(deciding: Deciding) -> Any:
-    """Return the clusters of equal texts alone: a user's group is no reason why labels should agree."""
-    return clusters_of(deciding.left.keys())
-
-
 def _refuse(findings: Sequence[Finding], decided: Decided, folder: Path) -> None:
     """Raise FinetuneError if anything was found that the recipe calls an error."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
-    lines = [f"  {finding.check}: {finding.message}" for finding in errors]
+    lines = [f"  {finding.check}: {finding.message}{_places(finding)}" for finding in errors]
     if decided.leaks and any(finding.check == "leaks" for finding in errors):
         listed = folder.with_name(LEAKS)
         _write_lines(listed, decided.leaks)
-        lines.append(f"  The leaks are listed in {listed}.")
+        lines.append(f"  The leaks are listed in {listed} (the first {MOST_PAIRS_LISTED:,}, if there are more).")
     lowered = [name for name in dict.fromkeys(finding.check for finding in errors) if name in registry.checks.names()]
     way_out = f", or lower what you accept: data.checks.{lowered[0]}: warning" if lowered else ""
     heading = f"the data has {len(errors)} error{'s' * (len(errors) > 1)}:"
     raise FinetuneError("\n".join([heading, *lines, f"Mend the data{way_out}."]))
+
+
+def _places(finding: Finding) -> str:
+    """Return where the first examples of a finding are, unless its message says it."""
+    places = [describe_place(example) for example in finding.examples if "line" in example]
+    return f" ({', '.join(places)})" if places and not re.search(r"\blines? \d", finding.message) else ""
 
 
 def _write_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:

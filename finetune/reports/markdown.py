@@ -117,7 +117,7 @@ def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
             escape(example["label"]),
             escape(example["predicted"]),
             f"{example['probability_of_label']:.3f}",
-            str(example["line"]),
+            f"{escape(example['file'])}: {example['line']}" if "file" in example else str(example["line"]),
         ]
         for example in examples
     ]

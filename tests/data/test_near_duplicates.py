@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from finetune.data import near_duplicates
 from finetune.data.duplicates import clusters_of, join_clusters, normalize, text_keys
-from finetune.data.near_duplicates import NearDuplicates, Shingles, band_shape, find_near_duplicates, redundant, shingle
+from finetune.data.near_duplicates import NearDuplicates, band_shape, find_near_duplicates, redundant
+from finetune.data.shingles import Shingles, shingle
 
 VOCABULARY = [
     "".join(letters) for letters in itertools.product("bdfgklmnprst", "aeiou", ["", "n", "lt"], ["", "ing", "ed"])
@@ -259,7 +260,7 @@ def test_the_seed_decides() -> None:
     assert same(find(texts, seed=3), find(texts, seed=3))
     signatures = [
         near_duplicates._sign(
-            near_duplicates._Shingler([pa.chunked_array([texts])], np.arange(200), "characters", 5),
+            near_duplicates.Shingler([pa.chunked_array([texts])], np.arange(200), "characters", 5),
             200,
             (21, 6),
             seed,

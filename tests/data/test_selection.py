@@ -17,10 +17,8 @@ from finetune.data.selection import (
     Selector,
     SelectorWork,
     check_columns,
-    read_label,
-    read_number,
-    read_text,
 )
+from finetune.data.values import read_label, read_number, read_text
 from finetune.errors import FinetuneError
 from finetune.preparation.reading import drop_line
 

@@ -86,6 +86,7 @@ def test_the_same_seed_makes_the_same_rows_and_another_one_others(world: World) 
 @pytest.mark.parametrize(("target", "copies"), [(1.0, 0), (0.5, 0), (1.0, 1)])
 def test_rare_labels_are_brought_up_to_the_largest(world: World, target: float, copies: int) -> None:
     rows = plain_rows(100, ["tool", "tool", "tool", "tool", "fruit"])
+    rows = [{**row, "body": f"{row['body']} {' '.join(FILLER)}"} for row in rows]  # enough words for as many new texts
     augment = {"operations": ["delete"], "balance": True, "target": target, "copies": copies}
     data = world.prepare(rows, data={"augment": augment})
     counts = Counter(columns_of(data, "train")["label"])
@@ -177,3 +178,30 @@ def test_the_preview_shows_rows_that_will_be_made_and_writes_nothing(world: Worl
 def test_a_preview_needs_an_augmentation(world: World) -> None:
     with pytest.raises(FinetuneError, match=r"data\.augment"):
         preview_augmentation(world.recipe(plain_rows(40)), 3)
+
+
+def test_no_new_row_repeats_a_row_of_any_split_or_another_new_one(world: World) -> None:
+    files = {
+        "train": [{"body": "where is my new card", "intent": "a"}, {"body": "hello there", "intent": "b"}],
+        "validation": [{"body": "where is my card", "intent": "a"}, {"body": "oh", "intent": "b"}],
+        "test": [{"body": "where my new card", "intent": "a"}, {"body": "ah", "intent": "b"}],
+    }
+    source = {name: world.write(rows, f"{name}.jsonl") for name, rows in files.items()}
+    augment = {"operations": ["delete"], "copies": 10}
+    off = {"rare-labels": "off", "too-few-rows": "off"}
+    data = world.prepare(data={"source": source, "augment": augment, "leaks": "report", "checks": off})
+    texts = columns_of(data, "train")["text"]
+    assert len(texts) == len(set(texts))
+    assert {"where is my card", "where my new card"}.isdisjoint(texts)
+    made = data.report["augmented"]
+    assert made["rows"] == len(texts) - 2 > 0
+    assert made["rows"] + made["not_made"] == 20
+
+
+def test_what_could_not_be_made_is_said_again_when_only_tokens_are_made_anew(world: World) -> None:
+    rows = [*plain_rows(40), *({"body": word, "intent": "fruit"} for word in ("no", "not", "never"))]
+    settings: dict[str, Any] = {"augment": {"operations": ["delete"], "copies": 3}}
+    first = world.prepare(rows, data=settings).report["augmented"]
+    again = world.prepare(rows, data=settings, model={"max_length": 6}).report["augmented"]
+    assert first["not_made"] > 0
+    assert again == first

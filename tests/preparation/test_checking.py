@@ -143,3 +143,28 @@ def test_a_compressed_file_that_was_cut_off_is_refused(world: World) -> None:
     path.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(FinetuneError, match="cut off"):
         world.prepare(data={"source": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("rows", "data"),
+    [
+        (plain_rows(2), {}),
+        (plain_rows(4), {}),
+        ([{"body": "  ", "intent": "a"}] * 5, {}),
+        ([{**row, "day": "soon" if number == 7 else "2026-01-02"} for number, row in enumerate(plain_rows(60))],
+         {"split": {"name": "time", "by": "day"}}),
+    ],
+)  # fmt: skip
+def test_data_that_can_be_read_but_not_divided_fails_the_check(world: World, rows: Any, data: Any) -> None:
+    recipe = world.recipe_file(rows, data=data)
+    done = finetune("prepare", recipe, "--check", "--json", cwd=world.folder, check=3)
+    report = json.loads(done.stdout)
+    assert report["warnings"][-1]["severity"] == "error"
+    assert report["rows_read"] == len(rows)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_check_and_a_preview_at_once_are_refused(world: World) -> None:
+    recipe = world.recipe_file(plain_rows(60), data={"augment": {"operations": ["swap"]}})
+    done = finetune("prepare", recipe, "--check", "--preview", "3", cwd=world.folder, check=2)
+    assert "found both" in done.stderr

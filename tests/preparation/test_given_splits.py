@@ -73,7 +73,10 @@ def test_the_names_of_predefined_splits_may_be_written_in_several_ways(world: Wo
 def test_a_value_that_names_no_split_is_refused_with_its_line(world: World) -> None:
     rows = [{**row, "split": "train" if number != 7 else "tarin"} for number, row in enumerate(ROWS)]
     with pytest.raises(FinetuneError, match=r"'tarin'.*line 8"):
-        world.check(rows, data={"split": "predefined"})
+        world.prepare(rows, data={"split": "predefined"})
+    (found,) = findings(world.check(rows, data={"split": "predefined"}), "splits")
+    assert found["severity"] == "error"
+    assert "'tarin'" in found["message"]
 
 
 @WAYS

@@ -40,7 +40,9 @@ TEXTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", ["texts", "tags", "dirt"])
-def test_two_workers_write_the_bytes_of_one(world: World, kind: str) -> None:
+def test_two_workers_write_the_bytes_of_one(world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("finetune.preparation.reading", "finetune.data.sources"):  # many pieces of work out of few rows
+        monkeypatch.setattr(f"{module}.BATCH_ROWS", 60)
     rows: Any = {
         "texts": near_rows(500),
         "tags": tagged_rows(300),
@@ -49,7 +51,7 @@ def test_two_workers_write_the_bytes_of_one(world: World, kind: str) -> None:
     sections: dict[str, Any] = {"task": "token-classification"} if kind == "tags" else {}
     source = rows if kind != "texts" else None
     data: dict[str, Any] = {"texts": TEXTS, "tags": {}, "dirt": {"rare_labels": "drop"}}[kind]
-    if source is None:  # several batches, one for each file
+    if source is None:  # several files
         parts = [world.write(near_rows(500)[start : start + 100], f"part{start}.jsonl") for start in range(0, 500, 100)]
         data = {**data, "source": parts}
     one = world.prepare(source, folder="one", data={**data, "workers": 1}, **sections)

@@ -373,3 +373,38 @@ def test_an_optional_text_that_is_not_mapped_is_not_read(world: World) -> None:
     rows = [{**row, "text_pair": "the same for all"} for row in plain_rows(30)]
     data = world.prepare(rows)
     assert "text_pair" not in columns_of(data, "train")
+
+
+def test_types_of_entities_can_be_mapped(world: World) -> None:
+    rows = [{**row, "tags": [tag.replace("PER", "PERSON") for tag in row["tags"]]} if number % 2 else row
+            for number, row in enumerate(tagged_rows(60))]  # fmt: skip
+    data = world.prepare(rows, task="token-classification", data={"label_map": {"PERSON": "PER"}})
+    assert data.labels == ["LOC", "PER"]
+
+
+def test_near_duplicates_and_groups_are_different_texts_of_a_label(world: World) -> None:
+    rows = plain_rows(60, ["fruit", "tool", "weather"])
+    rows += [
+        {"body": f"please refund my order with the number {n} as soon as you can", "intent": "refund"}
+        for n in range(10)
+    ]
+    data = world.prepare(
+        rows, data={"near_duplicates": "keep", "rare_labels": "drop", "checks": {"label-in-one-split": "note"}}
+    )
+    assert "rare_label" not in data.report["dropped"]
+    assert sum(data.report["labels"]["refund"].values()) == 10
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_file_without_the_column_is_named_even_if_others_have_it(world: World, kind: str) -> None:
+    good, bad = plain_rows(30), [{"Body": row["body"], "intent": row["intent"]} for row in plain_rows(60)[30:]]
+    if kind == "jsonl":
+        paths = [world.write(good, "a.jsonl"), world.write(bad, "b.jsonl")]
+        data = world.prepare(data={"source": paths})
+        assert data.report["dropped"] == {"missing_text": 30}
+        return
+    for name, rows in (("a.csv", good), ("b.csv", bad)):
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        world.write("\n".join(lines).encode(), name)
+    with pytest.raises(FinetuneError, match=r"b\.csv: expected a column 'body' for text; found Body, intent"):
+        world.prepare(data={"source": [str(world.folder / "a.csv"), str(world.folder / "b.csv")]})
