@@ -2,9 +2,10 @@
 
     python benchmarks/known_faults.py DATA
 
-DATA is a folder with `sms_spam/all.jsonl` and `banking77/train.jsonl` (`text`, `label`), `goemotions/train.jsonl` (`text`,
-`labels`), `wnut17/train.jsonl` (`tokens`, `tags`) and `complex_lcp/train.jsonl` (`text`, `token`, `score`). What is known
-of each is counted here in another way: rows whose text repeats an earlier one byte for byte, and labels with few rows.
+DATA is a folder with `sms_spam/all.jsonl` and `banking77/train.jsonl` (`text`, `label`), `goemotions/train.jsonl`
+(`text`, `labels`), `wnut17/train.jsonl` (`tokens`, `tags`) and `complex_lcp/train.jsonl` (`text`, `token`, `score`).
+What is known of each is counted here in another way: rows whose text repeats an earlier one byte for byte, and labels
+with few rows.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
     names = column_names(task.columns, recipe.data.columns)
     settings = selection_settings(run.recipe, used)
     settings = replace(settings, names={role: names[role] for role in used}, extras=())
-    records = read(source)
+    records = read(source, run.recipe.data.form)
     check_columns(records, settings.names.items(), str(source))
     values, reasons = Selector(settings).values(records)
     if role:

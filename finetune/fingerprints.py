@@ -20,8 +20,7 @@ def rows_inputs(recipe: Recipe) -> dict[str, Any]:
     """Return what decides which rows there are, how they read, and which split they are in."""
     resolved = recipe.resolved()
     data = {key: value for key, value in resolved["data"].items() if key not in {"source", "format", "workers", "seed"}}
-    form = (recipe.data.format.name, recipe.data.format.options) if recipe.data.format else None
-    found = {name: open_source(paths, form) for name, paths in recipe.data.sources.items()}
+    found = {name: open_source(paths, recipe.data.form) for name, paths in recipe.data.sources.items()}
     sources = {name or "all": source.describe() for name, source in found.items()}
     seed = recipe.seed if recipe.data.seed is None else recipe.data.seed
     names = [file.name for source in found.values() for file in source.files]
@@ -100,6 +99,7 @@ def report_inputs(
         "split": split,
         "columns": recipe.data.columns if source else None,
         "source": open_source(str(source)).describe() if source else None,
+        "format": run.recipe.data.form if source else None,
     }
 
 

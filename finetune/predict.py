@@ -53,7 +53,7 @@ class Answering:
 
     def file(self, path: Path) -> Iterator[dict[str, Any]]:
         """Answer a file of rows; raise FinetuneError if it has not the run's columns."""
-        records = read(path)
+        records = read(path, self._recipe.data.form)
         check_columns(records, [(role, self._columns[role]) for role in self._roles], str(path))
         return self.records(records)
 

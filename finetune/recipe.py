@@ -26,6 +26,7 @@ from pydantic import (
 from finetune import registry
 from finetune.documents import Document, Keys, dotted, override, read_document
 from finetune.errors import FinetuneError, Problem, RecipeError, suggestion
+from finetune.urls import without_secrets
 
 
 class Section(BaseModel):
@@ -277,6 +278,11 @@ class DataSection(Section):
         return {name: paths for name, paths in given.items() if paths}
 
     @property
+    def form(self) -> tuple[str, dict[str, Any]] | None:
+        """The files' format with its options; None goes by their suffix."""
+        return (self.format.name, self.format.options) if self.format else None
+
+    @property
     def paths(self) -> list[str]:
         """Everything that `source` names, as it is written."""
         return [path for paths in self.sources.values() for path in ((paths,) if isinstance(paths, str) else paths)]
@@ -503,6 +509,9 @@ class Recipe(Section):
         if "" not in self.data.sources and self.data.split != STRATIFIED:
             message = "the files of `data.source` say already which split their rows are in; remove one of the two"
             problems.append((("data", "split"), message))
+        if self.data.rare_labels == "drop" and "label" not in known:
+            message = f"drop is for tasks with one label a row, and {self.task.name} has none; remove it"
+            problems.append((("data", "rare_labels"), message))
         if "text_pair" in self.data.columns and self.model.overflow == "window":
             message = "windows over pairs of texts are not supported: use truncate or error, or one text"
             problems.append((("model", "overflow"), message))
@@ -526,8 +535,12 @@ class Recipe(Section):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Return the recipe as plain values, every default written out, in the form that `load_recipe` reads."""
+        """Return the recipe as plain values, every default written out, in the form that `load_recipe` reads.
+
+        What gives access in a source's URL (user, password, signature) is left out: a recipe is stored with its run.
+        """
         plain: dict[str, Any] = _plain(self)
+        plain["data"]["source"] = _without_secrets(plain["data"]["source"])
         return plain
 
     def to_yaml(self) -> str:
@@ -542,6 +555,12 @@ class Recipe(Section):
         yaml.width = 4096
         yaml.dump(self.resolved(), stream)
         return str(stream.getvalue())
+
+
+def _without_secrets(source: Any) -> Any:
+    if isinstance(source, dict):
+        return {name: _without_secrets(paths) for name, paths in source.items()}
+    return [without_secrets(path) for path in source] if isinstance(source, list) else without_secrets(source)
 
 
 def _plain(value: Any) -> Any:

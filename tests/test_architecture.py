@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "finetune"
 # From the bottom up: a module imports from lower levels, and from its own room
 LEVELS = (
-    ("errors", "progress"),
+    ("errors", "progress", "urls"),
     ("registry", "documents", "runtime", "workers"),
     ("recipe",),
     ("artifacts", "gates"),

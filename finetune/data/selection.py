@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.data.cleaning import CleanerReport, Pipeline
 from finetune.data.rows import Column, Record
-from finetune.data.tagging import fits, to_iob2
+from finetune.data.tagging import blank_bounded, fits, to_iob2
 from finetune.data.values import as_text, raw_json, read_label, read_number, read_spans, without_surrogates
 from finetune.errors import FinetuneError, nearest
 
@@ -96,6 +96,7 @@ class Selector:
         self._tags = next((role for role, column in settings.columns.items() if column.kind == "tags"), None)
         tokens = any(column.kind == "tokens" for column in settings.columns.values())
         self._clean = Pipeline(settings.clean, tokens=tokens)
+        self._spans = CleanerReport("spans")
         self._readers: dict[str, Callable[[Any], tuple[Any, str]]] = {
             "label": self._label,
             "labels": self._labels,
@@ -115,7 +116,15 @@ class Selector:
             for index, reason in enumerate(reasons)
             if reason
         ]
-        return Selected(self._rows(first, files, records, values, kept), dropped, self._clean.take_reports())
+        return Selected(self._rows(first, files, records, values, kept), dropped, self._take_reports())
+
+    def _take_reports(self) -> list[CleanerReport]:
+        """Return what the cleaners did, and before them the cutting of spans into words, if there are any."""
+        reports = self._clean.take_reports()
+        if not self.settings.spans:
+            return reports
+        spans, self._spans = self._spans, CleanerReport("spans")
+        return [spans, *reports]
 
     def values(self, records: Sequence[Record]) -> tuple[dict[str, list[Any]], list[str]]:
         """Return each role's values, and for each record the reason why it cannot be used, or nothing."""
@@ -219,6 +228,8 @@ class Selector:
         texts, annotations = self._raw_values(records, "text"), self._raw_values(records, "spans")
         for index, (text, spans) in enumerate(zip(texts, annotations, strict=True)):
             tokens, tags, reason = read_spans(text, spans)
+            if not reason and blank_bounded(text, spans):
+                self._spans.count(_marked(text, spans), " ".join(tokens))
             values[tokens_role].append(tokens)
             values[self._tags].append(self._map_types(tags))
             reasons[index] = reasons[index] or reason
@@ -286,6 +297,13 @@ class Selector:
         columns |= {KEY_HIGH: keys[:, 0], KEY_LOW: keys[:, 1]}
         arrays = [pa.array(columns[column.name], column.type) for column in schema]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _marked(text: str, spans: Sequence[Mapping[str, Any]]) -> str:
+    """Return a text with its spans in brackets, the last first, so that the places of the others stay right."""
+    for span in sorted(spans, key=lambda span: span["start"], reverse=True):
+        text = f"{text[: span['start']]}[{text[span['start'] : span['end']]}]{text[span['end'] :]}"
+    return text
 
 
 def check_columns(sample: Sequence[Record], needed: Iterable[tuple[str, str]], source: str) -> None:

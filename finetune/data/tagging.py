@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
+
+from finetune.data.cleaning.markup import markup_spans
+from finetune.data.cleaning.masking import address_spans
 
 Scheme = Literal["iob1", "iob2", "iobes"]
 
@@ -99,38 +102,78 @@ def invalid_positions(tags: Sequence[str]) -> list[int]:
     return found
 
 
+SpanReason = Literal["invalid_spans", "span_out_of_text", "empty_span", "overlapping_spans"]
+
+
+class SpanError(ValueError):
+    """Spans of characters that cannot become tags; `reason` is a short name of what is wrong with them."""
+
+    def __init__(self, reason: SpanReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def spans_to_iob2(text: str, spans: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     """Return a text's words and punctuation marks, and their IOB2 tags, from spans of characters.
 
-    A span has `start`, `end` (behind its last character) and `label`. Where a span starts or ends inside a word, the
-    word is split, so that the entity is exact. Raise ValueError for spans that are incomplete, out of the text, empty
-    or overlapping.
+    Addresses (web, e-mail, Internet Protocol), HTML tags, comments and entities are one token each, blanks within
+    included, so that cleaners of single tokens find them. A span has `start`, `end` (behind its last character) and
+    `label`. Where a span starts or ends inside a word or an address, it is split there, so that the entity is exact.
+    Raise SpanError, a ValueError with its `reason`, for spans that are incomplete (`invalid_spans`), out of the text
+    (`span_out_of_text`), empty or blank (`empty_span`), or overlapping (`overlapping_spans`).
     """
     marked = sorted(_checked_span(text, span) for span in spans)
     for (_, end, label), (start, _, other) in pairwise(marked):
         if start < end:
-            raise ValueError(f"spans overlap at character {start} ({label} and {other})")
+            raise SpanError("overlapping_spans", f"spans overlap at character {start} ({label} and {other})")
     tokens: list[str] = []
     tags: list[str] = []
     place = 0
     for start, end, label in (*marked, (len(text), len(text), "")):
-        outside, inside = _TOKEN.findall(text[place:start]), _TOKEN.findall(text[start:end])
+        outside, inside = _cut(text[place:start]), _cut(text[start:end])
         tokens += outside + inside
         tags += [OUTSIDE] * len(outside) + [f"{'I' if index else 'B'}-{label}" for index in range(len(inside))]
         place = end
     return tokens, tags
 
 
+def blank_bounded(text: str, spans: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many spans, all of which `spans_to_iob2` takes, start or end with blanks that their entity lacks."""
+    marked = [text[span["start"] : span["end"]] for span in spans]
+    return sum(words != words.strip() for words in marked)
+
+
+def _cut(text: str) -> list[str]:
+    """Return the words and punctuation marks of a text, and what stays in one piece."""
+    tokens: list[str] = []
+    done = 0
+    for start, end in _whole_spans(text):
+        tokens += [*_TOKEN.findall(text[done:start]), text[start:end]]
+        done = end
+    return tokens + _TOKEN.findall(text[done:])
+
+
+def _whole_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield what stays in one piece, the longer of two that start together: an address in a tag is the tag's."""
+    done = 0
+    for start, end in sorted((*markup_spans(text), *address_spans(text)), key=lambda span: (span[0], -span[1])):
+        if start >= done:
+            yield start, end
+            done = end
+
+
 def _checked_span(text: str, span: Mapping[str, Any]) -> tuple[int, int, str]:
+    expected = "expected a span {start, end, label}"
     if not isinstance(span, Mapping):
-        raise ValueError(f"expected a span {{start, end, label}}, found {span!r}")
+        raise SpanError("invalid_spans", f"{expected}, found {span!r}")
     start, end, label = span.get("start"), span.get("end"), span.get("label")
     if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
-        raise ValueError(f"expected a span {{start, end, label}} of two whole numbers and a text, found {dict(span)}")
+        raise SpanError("invalid_spans", f"{expected} of two whole numbers and a text, found {dict(span)}")
     if not 0 <= start <= end <= len(text):
-        raise ValueError(f"span {start} to {end} is out of the text, which has {len(text)} characters")
+        message = f"span {start} to {end} is out of the text, which has {len(text)} characters"
+        raise SpanError("span_out_of_text", message)
     if not text[start:end].strip():
-        raise ValueError(f"span {start} to {end} is empty")
+        raise SpanError("empty_span", f"span {start} to {end} is empty")
     return start, end, label
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.data.cleaning import Pipeline
-from finetune.data.tagging import spans_to_iob2
+from finetune.data.tagging import SpanError, spans_to_iob2
 
 
 def read_text(value: Any, clean: Pipeline) -> tuple[str, str]:
@@ -60,8 +60,8 @@ def read_spans(text: Any, spans: Any) -> tuple[list[str], list[str], str]:
         return [], [], "blank_text"
     try:
         tokens, tags = spans_to_iob2(without_surrogates(text), spans)
-    except ValueError:
-        return [], [], "invalid_spans"
+    except SpanError as error:
+        return [], [], error.reason
     return tokens, tags, ""
 
 

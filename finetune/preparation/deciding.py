@@ -173,8 +173,7 @@ class Deciding:
         if settings.action == "report" and self.near_repeats:
             message = (
                 f"{self.near_repeats} texts are nearly the same as an earlier one (similarity {settings.threshold:g} "
-                "or more); near_duplicates.jsonl lists them. They stay together in one split; "
-                "data.near_duplicates: drop removes them."
+                "or more). They stay together in one split; data.near_duplicates: drop removes them."
             )
             self.problems.append(
                 Finding("near-duplicates", "warning", self.near_repeats, message, self.near_listed[:EXAMPLES])
@@ -325,7 +324,8 @@ class Deciding:
         shown = [self.left.pair(*group) for group in groups]
         lines = "; ".join("lines " + " and ".join(map(str, pair["lines"])) for pair in shown)
         stand = "1 text stands" if len(texts) == 1 else f"{len(texts)} texts stand"
-        message = f"{stand} under different labels: {lines}. Mend the data, or set data.conflicts: drop."
+        targets = "numbers" if self.kind == "number" else "labels"
+        message = f"{stand} under different {targets}: {lines}. Mend the data, or set data.conflicts: drop."
         self.problems.append(Finding("conflicting-labels", "error", len(texts), message, shown))
 
 

@@ -21,7 +21,7 @@ from finetune.data.selection import (
     check_columns,
     row_schema,
 )
-from finetune.data.sources import BATCH_ROWS, Source, open_source
+from finetune.data.sources import BATCH_CHARACTERS, BATCH_ROWS, FIXED_COLUMNS, Source, characters_of, open_source
 from finetune.data.splitting import SPLITS
 from finetune.data.store import RowStore, StreamWriter
 from finetune.errors import FinetuneError
@@ -30,8 +30,6 @@ from finetune.recipe import Fill, Recipe
 from finetune.workers import ordered_map
 
 SAMPLE_RECORDS = 10_000
-# What is read from these formats has the same columns in every row of a file, so a missing one is seen at the first
-FIXED_COLUMNS = ("csv", "tsv", "parquet", "arrow")
 SAMPLE_CHARACTERS = 1000
 EXAMPLES_OF_DROPS = 5
 
@@ -53,9 +51,7 @@ class Collected:
 
 def open_sources(recipe: Recipe) -> dict[str, Source]:
     """Return the recipe's sources by the split that they are given to; under "" when the rows are split here."""
-    chosen = recipe.data.format
-    form = (chosen.name, chosen.options) if chosen else None
-    return {name: open_source(paths, form) for name, paths in recipe.data.sources.items()}
+    return {name: open_source(paths, recipe.data.form) for name, paths in recipe.data.sources.items()}
 
 
 def selection_settings(recipe: Recipe, columns: Mapping[str, Column]) -> SelectionSettings:
@@ -158,10 +154,13 @@ class _Reading:
         """Yield batches of records; those of small files are put together."""
         files: list[tuple[int, int]] = []
         pending: list[Record] = []
+        held = 0
         for file, records in self._batches():
-            if pending and len(pending) + len(records) > BATCH_ROWS:
+            size = characters_of(records) if len(records) < BATCH_ROWS else BATCH_CHARACTERS
+            if pending and (len(pending) + len(records) > BATCH_ROWS or held + size > BATCH_CHARACTERS):
                 yield self._work(files, pending)
-                files, pending = [], []
+                files, pending, held = [], [], 0
+            held += size
             files.append((file, len(records)))
             pending = pending + records if pending else records
         if pending:
@@ -183,6 +182,7 @@ class _Reading:
             checked = -1  # the last file whose columns were looked at
             for file, records in source.batches():
                 readable = [record for record in records if not record.unreadable][:1]
+                # every row of such a file has the same columns, so a missing one is seen at the first
                 if source.format in FIXED_COLUMNS and file != checked and readable:
                     check_columns(readable, self._needed, source.files[file].name)
                     checked = file
@@ -201,7 +201,8 @@ def _merge(reports: list[CleanerReport], more: list[CleanerReport]) -> None:
 def _cut(record: Record) -> Record:
     """Return a record whose texts are not longer than what a check of columns needs."""
     values = {
-        name: value[:SAMPLE_CHARACTERS] if isinstance(value, str) else value for name, value in record.values.items()
+        name: value[:SAMPLE_CHARACTERS] if isinstance(value, (str, list)) else value
+        for name, value in record.values.items()
     }
     return record._replace(values=values)
 

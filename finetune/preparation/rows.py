@@ -219,6 +219,8 @@ def find_faults(
         used=selection_settings(recipe, columns).names,
         classes=decided.labels,
         given_labels=recipe.data.labels or None,
+        label_map=recipe.data.label_map,
+        label_separator=recipe.data.label_separator,
     )
     order = ("error", "warning", "note")
     found = [*decided.problems, *run_checks(rows, settings)]

@@ -11,13 +11,14 @@ SEVERITIES = ("error", "warning", "note")
 
 # What to do about an error or a warning of a check; a check that is not here has said it in its message
 ADVICE = {
-    "missing-labels": "Give the rows without a label one; `dropped.jsonl` lists them.",
+    "missing-labels": "Give the rows without a label one.",
     "unknown-labels": "Correct the unknown labels, map them with `data.label_map`, or add them to `data.labels`.",
-    "rare-labels": "Add rows for the rare labels, merge labels with `data.label_map`, or set `data.rare_labels: drop`.",
+    "rare-labels": "Add rows for the rare labels, merge labels with `data.label_map`, or, where each row has one "
+    "label, set `data.rare_labels: drop`.",
     "label-in-one-split": "Split with `data.split: stratified`, or add rows for the labels that a split lacks.",
     "imbalance": "Add rows for the rare labels, or let `data.augment` with `balance: true` make some; "
     "judge the model by a macro average, not by accuracy.",
-    "conflicting-labels": "Decide on one label for each text that has several, and correct the source.",
+    "conflicting-labels": "Decide on one label, or number, for each text that has several, and correct the source.",
     "label-variants": "Merge the spellings of a label with `data.label_map`.",
     "invalid-tags": "Correct the tags, or name the scheme that they follow with `data.tag_scheme`.",
     "entity-boundaries": "Correct where the entities begin and end in the source.",
@@ -30,7 +31,6 @@ ADVICE = {
     "label-leakage": "Take the label's name out of the texts, or be sure that it will be there in use, too.",
     "too-few-rows": "Add rows: with so few, scores say little and the model learns little.",
     "missing-values": "Give the rows their missing values, or say in `data.missing` what to do without them.",
-    "conflicts": "Decide on one label for each text that has several, or set `data.conflicts: drop`.",
     "number-range": "Look at the targets that stand apart, and correct those that are wrong.",
 }
 
@@ -52,7 +52,8 @@ MANY_TOKENS_PER_WORD = 3.0
 def next_steps(report: Mapping[str, Any]) -> list[str]:
     """Return what to do next, the most urgent first, as sentences with settings in backticks and no text from data.
 
-    Reads a preparation's `report.json`; absent keys say nothing. The last step is always a command.
+    Reads a preparation's `report.json`; absent keys say nothing. The last step is always a command. A report without
+    `tokens` is that of `prepare --check`, which writes no files to look at and nothing to train on.
     """
     findings = [finding for finding in by_severity(report.get("warnings", [])) if finding["severity"] != "note"]
     answered = [finding["check"] for finding in findings]
@@ -63,8 +64,15 @@ def next_steps(report: Mapping[str, Any]) -> list[str]:
                      f"Do what the messages of the {other} other findings say.")  # fmt: skip
     steps += [*_repeats(report), *_lengths(report), *_vocabulary(report), *_dropped(report)]
     must_change = open_leaks(report) or any(finding["severity"] == "error" for finding in findings)
-    last = "Then run `finetune prepare RECIPE` again." if must_change else "Run `finetune train RECIPE`."
-    return [*steps, last]
+    if only_checked(report):
+        again = "Then run `finetune prepare RECIPE --check` again."
+        return [*steps, again if must_change else "Run `finetune prepare RECIPE`."]
+    return [*steps, "Then run `finetune prepare RECIPE` again." if must_change else "Run `finetune train RECIPE`."]
+
+
+def only_checked(report: Mapping[str, Any]) -> bool:
+    """Return whether a report comes from `prepare --check`, so that there are no files beside it."""
+    return "tokens" not in report
 
 
 def by_severity(findings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -90,10 +98,9 @@ def _repeats(report: Mapping[str, Any]) -> Iterator[str]:
     if found.get("exact", 0) > dropped.get("duplicate", 0) + dropped.get("conflicting_labels", 0):
         yield f"Set `data.duplicates: drop`: repeated texts ({many(found['exact'], 'row')}) count more than once."
     if found.get("near") and not any(reason.startswith("near") for reason in dropped):
-        yield (
-            f"Look at `near_duplicates.jsonl` ({many(found['near'], 'text')} nearly repeating another); "
-            "`data.near_duplicates: drop` keeps one of those that are alike."
-        )
+        repeating = f"{many(found['near'], 'text')} nearly repeating another"
+        look = repeating if only_checked(report) else f"`near_duplicates.jsonl` ({repeating})"
+        yield f"Look at {look}; `data.near_duplicates: drop` keeps one of those that are alike."
 
 
 def _lengths(report: Mapping[str, Any]) -> Iterator[str]:
@@ -138,4 +145,7 @@ def _vocabulary(report: Mapping[str, Any]) -> Iterator[str]:
 def _dropped(report: Mapping[str, Any]) -> Iterator[str]:
     dropped = sum(report.get("dropped", {}).values())
     if dropped:
-        yield f"Look through `dropped.jsonl`: {dropped:,} of {many(report['rows_read'], 'row')} dropped."
+        part = f"{dropped:,} of {many(report['rows_read'], 'row')}"
+        yield (
+            f"See why {part} are dropped." if only_checked(report) else f"Look through `dropped.jsonl`: {part} dropped."
+        )

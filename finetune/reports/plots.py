@@ -36,7 +36,7 @@ def plot_loss_curve(log: Path, target: Path) -> None:
     axes.set(xlabel="optimizer step", ylabel="loss", title="Loss")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], target: Path) -> None:
@@ -52,7 +52,7 @@ def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], targe
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(labels))
     size = 9 if len(labels) <= MAX_LABELS_WITH_NUMBERS else 5
-    shown = [_plain(label) for label in labels]
+    shown = [plain_label(label) for label in labels]
     axes.set_xticks(ticks, shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(ticks, shown, fontsize=size)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
@@ -63,16 +63,16 @@ def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], targe
                 predicted, true, str(int(counts[true, predicted])), ha="center", va="center", color=colour, fontsize=8
             )
     figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
-def _plain(label: str) -> str:
+def plain_label(label: str) -> str:
     """Keep a label from being read as a formula, from being endless, and from moving the text around it."""
     label = "".join(character if character.isprintable() else " " for character in label)
     return (label if len(label) <= 30 else label[:29] + "…").replace("$", r"\$")
 
 
-def _save(figure: Figure, target: Path) -> None:
+def save_figure(figure: Figure, target: Path) -> None:
     """Write the picture atomically, without a date in it, so that equal runs give equal files."""
     buffer = io.BytesIO()
     metadata: dict[str, Any] = {"Software": None}

@@ -220,8 +220,7 @@ def _duplicates(report: Mapping[str, Any]) -> list[str]:
         sentence += " Near-duplicates were not searched for."
     elif "near" in found:
         at = f" (similarity {found['threshold']} or more)" if "threshold" in found else ""
-        pairs = f", in {many(found['near_pairs'], 'pair')}" if "near_pairs" in found else ""
-        sentence += f" Texts that nearly repeat one{at}: {found['near']:,}{pairs}."
+        sentence += f" Texts that nearly repeat one{at}: {found['near']:,}."
     examples = found.get("examples")
     return ["## Duplicates", sentence, *([DIFFERENCES, examples_table(examples)] if examples else [])]
 
@@ -269,6 +268,7 @@ def _number(value: float | None) -> str:
 
 def _token_facts(tokens: Mapping[str, Any]) -> list[list[str]]:
     """Return the counts over all splits that the report has, each with its name."""
+    of = f" of {tokens['batch_size']:,} (`train.batch_size`)" if "batch_size" in tokens else ""
     formats: Iterable[tuple[str, str, str]] = [
         ("max_length", "most tokens that the model reads at once (`model.max_length`)", ",}"),
         ("overflow", "what is done with longer rows (`model.overflow`)", "}"),
@@ -279,7 +279,7 @@ def _token_facts(tokens: Mapping[str, Any]) -> list[list[str]]:
         ("stride", "tokens that two windows share (`model.stride`)", ",}"),
         ("unknown_rate", "tokens that the tokenizer does not know", ".2%}"),
         ("tokens_per_word", "tokens for a word", ".2f}"),
-        ("padding", "padding in a batch", ".1%}"),
+        ("padding", f"padding in batches{of}", ".1%}"),
     ]
     return [
         [name, escape(("{:" + form).format(tokens[key]))] for key, name, form in formats if tokens.get(key) is not None

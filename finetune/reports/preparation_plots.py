@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.reports.next_steps import bins
-from finetune.reports.plots import _plain, _save
+from finetune.reports.plots import plain_label, save_figure
 from finetune.reports.preparation import FUNNEL, LABELS, LENGTHS, frequent_first
 from finetune.reports.wording import many, share
 
@@ -50,7 +50,7 @@ def plot_funnel(report: Mapping[str, Any], target: Path) -> None:
     axes.set_yticks(range(len(steps)), [name for name, *_ in steps], fontsize=9)
     axes.set(xlim=(0, 1.2 * end), ylim=(len(steps) - 0.5, -0.5))
     _frame(axes, FUNNEL, "rows")
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def _steps(report: Mapping[str, Any]) -> Iterator[tuple[str, int, int, str]]:
@@ -63,11 +63,11 @@ def _steps(report: Mapping[str, Any]) -> Iterator[tuple[str, int, int, str]]:
         reasons = [*reasons[: MAX_REASONS - 1], (f"{len(rest)} more reasons", sum(count for _, count in rest))]
     for reason, count in reasons:
         left -= count
-        yield f"dropped: {_plain(reason)}", left, count, DROPPED
+        yield f"dropped: {plain_label(reason)}", left, count, DROPPED
     yield "kept", 0, report["rows_kept"], KEPT
     begin = 0
     for name, count in report.get("splits", {}).items():
-        yield f"in {_plain(name)}", begin, count, _colour(name)
+        yield f"in {plain_label(name)}", begin, count, _colour(name)
         begin += count
     if made := report.get("augmented", {}).get("rows"):
         yield "made for train", report.get("splits", {}).get("train", 0), made, MADE
@@ -102,7 +102,7 @@ def _plot_few_labels(labels: Mapping[str, Mapping[str, int]], splits: Sequence[s
     begins = np.zeros(len(names))
     for split in splits:
         sizes = np.array([labels[name].get(split, 0) for name in names])
-        axes.barh(range(len(names)), sizes, left=begins, color=_colour(split), label=_plain(split), height=0.75)
+        axes.barh(range(len(names)), sizes, left=begins, color=_colour(split), label=plain_label(split), height=0.75)
         begins += sizes
     for place, total in enumerate(begins):
         axes.text(total + 0.01 * begins.max(), place, f"{int(total):,}", va="center", fontsize=8, color="#333333")
@@ -110,7 +110,7 @@ def _plot_few_labels(labels: Mapping[str, Mapping[str, int]], splits: Sequence[s
     axes.set(xlim=(0, 1.1 * begins.max() or 1), ylim=(max(len(names), 3) - 0.5, -0.5))
     _frame(axes, LABELS, "count")
     _legend_above(axes, len(splits))
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def _plot_many_labels(labels: Mapping[str, Mapping[str, int]], splits: Sequence[str], target: Path) -> None:
@@ -132,7 +132,7 @@ def _plot_many_labels(labels: Mapping[str, Mapping[str, int]], splits: Sequence[
     for split in splits:
         absent = [rank for rank, name in enumerate(names, 1) if not labels[name].get(split)]
         if absent:
-            text = f"not in {_plain(split)}: {many(len(absent), 'label')}"
+            text = f"not in {plain_label(split)}: {many(len(absent), 'label')}"
             axes.plot(absent, [0] * len(absent), "|", color=_colour(split), markersize=10, label=text, clip_on=False)
     most, least = _written([names[0], names[-1]], [1, len(names)])
     axes.set(xlim=(0.5, len(names) + 0.5), ylabel="count" + scale)
@@ -145,7 +145,7 @@ def _plot_many_labels(labels: Mapping[str, Mapping[str, int]], splits: Sequence[
     axes.set_title(LABELS, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_above(axes, 2)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def _written(labels: Sequence[str], numbers: Sequence[int] | None = None) -> list[str]:
@@ -153,7 +153,7 @@ def _written(labels: Sequence[str], numbers: Sequence[int] | None = None) -> lis
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     known = get_font(findfont(FontProperties())).get_charmap()
-    shown = [_plain(label if len(label) <= 30 else f"{label[:17]}…{label[-12:]}") for label in labels]
+    shown = [plain_label(label if len(label) <= 30 else f"{label[:17]}…{label[-12:]}") for label in labels]
     return [
         label if label.strip() and all(ord(character) in known for character in label) else f"no. {number}"
         for number, label in zip(numbers or range(1, len(labels) + 1), shown, strict=True)
@@ -183,7 +183,7 @@ def plot_lengths(report: Mapping[str, Any], target: Path) -> None:
     _whole_numbers(axes.xaxis)
     _whole_numbers(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def _mark_most(axes: Axes, most: int, end: float, rows_cut: int | None) -> None:

@@ -181,7 +181,7 @@ def test_missing_labels_says_the_share_and_shows_rows() -> None:
         dropped_examples={"missing_label": [{"line": 4, "row": {"text": "hello", "label": None}}]},
     )
     (finding,) = run(rows, "missing-labels")
-    assert "1 row of 10 (10.0%)" in finding.message
+    assert "1 row of 10 (10.0%) had to be dropped for want of label (line 4); fill" in finding.message
     assert finding.examples == [{"line": 4, "text": "hello"}]
     assert brief(run(rows, "missing-labels", share=0.05)) == [("error", 1)]
 
@@ -212,7 +212,7 @@ def test_unknown_labels() -> None:
     rows = labelled(["a", "b", "c", "c", "d"], given_labels=["a", "b"])
     (finding,) = run(rows, "unknown-labels")
     assert (finding.severity, finding.count) == ("error", 3)
-    assert "'c', 'd'" in finding.message
+    assert "does not list: 'c' (line 3, 4); 'd' (line 5); correct it" in finding.message
     assert [(example["line"], example["label"]) for example in finding.examples] == [(3, "c"), (5, "d")]
     assert run(labelled(["a", "b"], given_labels=["a", "b"]), "unknown-labels") == []
     assert run(labelled(["a", "b"]), "unknown-labels") == []
@@ -222,6 +222,47 @@ def test_unknown_labels_counts_what_was_dropped_and_names_what_is_unused() -> No
     rows = labelled(["a"], given_labels=["b", "a"], dropped={"unknown_label": 2})
     assert brief(run(rows, "unknown-labels")) == [("error", 2), ("warning", 1)]
     assert "'b'" in run(rows, "unknown-labels")[1].message
+
+
+def test_unknown_labels_of_dropped_rows_are_named_with_their_lines() -> None:
+    raw = [" tol ", "Tool", 5, "tol", "mop"]
+    dropped = [{"line": line, "row": {"text": "x", "kind": label}} for line, label in enumerate(raw, 11)]
+    rows = labelled(
+        ["tool", "fruit"],
+        given_labels=["tool", "fruit"],
+        used={"text": "text", "label": "kind"},
+        dropped={"unknown_label": 7},
+        dropped_examples={"unknown_label": dropped},
+        label_map={"Tool": "machine"},
+    )
+    (finding,) = run(rows, "unknown-labels")
+    assert (finding.severity, finding.count) == ("error", 7)
+    assert (
+        "does not list: 'tol' (line 11, 14); 'machine' (line 12); '5' (line 13); 'mop' (line 15); and 2 more rows; "
+        "correct it" in finding.message
+    )
+    assert [example["label"] for example in finding.examples] == [" tol ", "Tool", "5", "tol", "mop"]
+
+
+def test_only_the_unknown_ones_of_several_labels_are_named() -> None:
+    raw = [["a", "x"], "b|y | x", None, [f"z{number}" for number in range(6)]]
+    dropped = [{"line": line, "row": {"labels": labels}} for line, labels in enumerate(raw, 1)]
+    rows = multi(
+        [["a"], ["b"]],
+        given_labels=["a", "b"],
+        dropped={"unknown_label": 4},
+        dropped_examples={"unknown_label": dropped},
+        label_separator="|",
+    )
+    (finding,) = run(rows, "unknown-labels")
+    assert "'x' (line 1, 2); 'y' (line 2); 'z0' (line 4); 'z1' (line 4); 'z2' (line 4); and 3 more labels; correct" in (
+        finding.message
+    )
+
+
+def test_a_row_with_two_unknown_entity_types_counts_once() -> None:
+    rows = tagged([["Rome", "Bob"]], [["B-LOC", "B-PER"]], given_labels=["ORG"])
+    assert [(found.severity, found.count) for found in run(rows, "unknown-labels")] == [("error", 1), ("warning", 1)]
 
 
 def test_unknown_entity_types() -> None:
@@ -248,8 +289,35 @@ def test_texts_that_are_nearly_the_same_may_differ_in_their_labels() -> None:
 
 
 def test_conflicting_labels_that_were_dropped() -> None:
-    rows = labelled(GOOD, dropped={"conflicting_labels": 4, "duplicate": 1})
-    assert brief(run(rows, "conflicting-labels")) == [("warning", 4)]
+    found = [{"line": line, "row": {"text": "yo", "label": label}} for line, label in ((4, "a"), (9, "b"))]
+    rows = labelled(
+        GOOD, dropped={"conflicting_labels": 4, "duplicate": 1}, dropped_examples={"conflicting_labels": found}
+    )
+    (finding,) = run(rows, "conflicting-labels")
+    assert (finding.severity, finding.count) == ("warning", 4)
+    assert "a text stands under different labels (line 4, 9 and 2 more); decide" in finding.message
+    assert finding.examples == [{"line": 4, "text": "yo", "label": "a"}, {"line": 9, "text": "yo", "label": "b"}]
+
+
+def test_conflicting_numbers() -> None:
+    dropped = [{"line": 4, "row": {"text": "yo", "score": 1.5}}]
+    values: dict[str, tuple[Kind, Sequence[Any]]] = {
+        "text": ("text", ["x", "X", "y", "y", "z"]),
+        "score": ("number", [1.0, 2.0, 3.0, 3.0, None]),
+    }
+    rows = world(
+        values,
+        clusters=np.array([0, 0, 2, 2, 4]),
+        dropped={"conflicting_labels": 1},
+        dropped_examples={"conflicting_labels": dropped},
+    )
+    gone, kept = run(rows, "conflicting-labels")
+    assert "1 row had to be dropped because a text stands with different numbers (line 4); decide which number" in (
+        gone.message
+    )
+    assert gone.examples == [{"line": 4, "text": "yo", "number": "1.5"}]
+    assert kept.message.startswith("1 text stands with different numbers, on 2 rows that are kept (line 1, 2); decide")
+    assert [(example["line"], example["number"]) for example in kept.examples] == [(1, 1.0), (2, 2.0)]
 
 
 def test_conflicting_lists_of_labels_and_tags() -> None:
@@ -311,7 +379,8 @@ def test_rare_labels_of_rows_with_several() -> None:
     rows = multi([["a", "b"], ["a"], [], ["a"], ["b"], ["a", "c"]], splits=SPLITS)
     (finding,) = run(rows, "rare-labels")
     assert finding.count == 2
-    assert "'b' has 2 (line 1, 5); 'c' has 1 (line 6)" in finding.message
+    assert finding.severity == "warning"
+    assert "'b' has 2 (line 1, 5); 'c' has 1 (line 6); add rows, or correct the label." in finding.message
 
 
 def test_labels_seen_once() -> None:
@@ -324,6 +393,7 @@ def test_a_label_that_train_lacks_is_an_error_and_one_that_another_split_lacks_a
     rows = labelled(["a", "a", "a", "a", "b", "b"], splits=SPLITS)
     (absent,) = run(rows, "label-in-one-split")
     assert (absent.severity, absent.count, lines(absent)) == ("error", 1, [5])
+    assert "learn from it: 'b' (line 5, 6); add" in absent.message
     rows = labelled(["a", "a", "a", "b", "a", "b"], splits=SPLITS)
     (absent,) = run(rows, "label-in-one-split")
     assert (absent.severity, absent.count) == ("warning", 1)

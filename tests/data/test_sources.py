@@ -17,16 +17,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune import urls
 from finetune.data.sources import (
+    BATCH_CHARACTERS,
     BATCH_ROWS,
+    FIXED_COLUMNS,
     Record,
     Source,
     SourceFile,
+    batching,
+    characters_of,
+    columnar,
     files,
     json_lines,
     known_suffixes,
     open_source,
     read,
+    without_secrets,
 )
 from finetune.errors import FinetuneError
 
@@ -623,6 +630,56 @@ def test_files_are_streamed(tmp_path: Path) -> None:
         list(batches)
 
 
+# Batches of long documents
+
+
+@PROPERTY
+@given(rows=st.lists(st.integers(0, 12), max_size=30))
+def test_a_batch_is_closed_by_the_record_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> None:
+    monkeypatch.setattr(batching, "BATCH_ROWS", 5)
+    monkeypatch.setattr(batching, "BATCH_CHARACTERS", 10)
+    given_records = [Record(line, {"a": "x" * size}) for line, size in enumerate(rows, start=1)]
+    batches = list(batching.batches_of(given_records))
+    assert [record for batch in batches for record in batch] == given_records
+    assert all(len(batch) == 1 or characters_of(batch) <= 10 for batch in batches)
+    assert all(len(batch) <= 5 for batch in batches)
+    for batch, following in itertools.pairwise(batches):
+        assert len(batch) == 5 or characters_of([*batch, following[0]]) > 10
+
+
+@pytest.mark.parametrize(
+    "value", ["word" * 25, ["word"] * 25, [["word"] * 25], {"word": "word" * 24}, [{"word": 1}] * 25]
+)
+def test_characters_are_counted_at_any_depth(value: object) -> None:
+    assert 100 <= characters_of([Record(1, {"a": value, "b": 5, "c": None, "d": 0.5})]) <= 200
+
+
+def test_long_documents_come_in_small_batches_and_a_huge_one_alone(tmp_path: Path) -> None:
+    long, huge = "x" * (BATCH_CHARACTERS // 4), "x" * (BATCH_CHARACTERS + 1)
+    content = "".join(json.dumps({"a": text}) + "\n" for text in [*[long] * 6, "short", huge, "short"])
+    source = open_source(str(write(tmp_path, "rows.jsonl", content)))
+    assert [len(batch) for _, batch in source.batches()] == [4, 3, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["parquet", "arrow", "feather"])
+def test_long_documents_of_columnar_files_become_python_values_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import pyarrow as pa
+
+    monkeypatch.setattr(batching, "BATCH_CHARACTERS", 1_000)
+    texts = [f"{number:3}" * 50 for number in range(40)] + ["x" * 2_000] + ["short"] * 9
+    kind = {"parquet": "parquet", "arrow": "file", "feather": "stream"}[name]
+    path = write(tmp_path, f"rows.{name}", arrow_bytes(pa.table({"a": texts}), kind))
+    parts: list[Any] = []
+    rows_of = columnar._rows
+    monkeypatch.setattr(columnar, "_rows", lambda part: parts.append(part) or rows_of(part))  # type: ignore[func-returns-value]
+    assert [record.values["a"] for record in records(open_source(str(path)))] == texts
+    assert sum(part.num_rows for part in parts) == len(texts)
+    assert all(part.num_rows == 1 or part.nbytes <= 1_000 for part in parts)
+    assert max(part.num_rows for part in parts) > 1
+
+
 # Opening
 
 
@@ -736,6 +793,34 @@ def test_a_named_format_reads_any_suffix_and_chooses_the_files_of_a_folder(tmp_p
     assert len(open_source(f"{tmp_path}/*", ("text", {})).files) == 2
 
 
+def test_the_format_of_other_files_counts_for_a_file_like_them(tmp_path: Path) -> None:
+    form = ("csv", {"delimiter": ";"})
+    expected = [Record(2, {"a": "1", "b": "2"})]
+    for name in ("x.csv", "x.CSV", "x.data", "x", "folder/x.csv"):
+        assert read(write(tmp_path, name, "a;b\n1;2\n"), form) == expected
+    assert read(tmp_path / "folder", form) == expected
+    assert read(write(tmp_path, "x.tsv", "a\tb\n1\t2\n"), form) == expected
+    assert read(write(tmp_path, "other/x.jsonl", '{"a": ";"}\n'), form) == [Record(1, {"a": ";"})]
+    assert read(tmp_path / "other", form) == [Record(1, {"a": ";"})]
+    write(tmp_path, "classes/good/1.txt", "fine")
+    assert [record.values["label"] for record in read(tmp_path / "classes", form)] == ["good"]
+    for of_paths in ("hub", "folders"):
+        assert read(tmp_path / "x.tsv", (of_paths, {})) == expected
+    with pytest.raises(FinetuneError, match=r"x: .*found no suffix; or name its format"):
+        read(tmp_path / "x", ("hub", {}))
+
+
+@pytest.mark.parametrize("name", FIXED_COLUMNS)
+def test_all_records_of_a_file_with_fixed_columns_have_these(parse: Any, name: str) -> None:
+    import pyarrow as pa
+
+    is_columnar = name in {"parquet", "arrow"}
+    separator = "\t" if name == "tsv" else ","
+    table = arrow_bytes(pa.table({"a": ["1", None], "b": [None, "2"]}), "parquet" if name == "parquet" else "file")
+    found = parse(name, table if is_columnar else f"a{separator}b\n1{separator}\n{separator}2\n")
+    assert [list(record.values) for record in found] == [["a", "b"]] * 2
+
+
 class Piped:
     def __init__(self, content: bytes) -> None:
         self.buffer = io.BytesIO(content)
@@ -794,6 +879,155 @@ def test_urls_are_read_through_fsspec() -> None:
 def test_a_url_that_nothing_opens_is_refused() -> None:
     with pytest.raises(FinetuneError, match="Protocol not known: nowhere"):
         records(open_source("nowhere://rows.csv"))
+
+
+SECRET = "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("sftp://bob:s3cret@host:22/data/a.csv", "sftp://host:22/data/a.csv"),
+        ("sftp://s3cret@host/a.csv", "sftp://host/a.csv"),
+        ("sftp://bob:s3@s3cret@host/a.csv", "sftp://host/a.csv"),
+        ("sftp://bob:s3cret/s3cret@host/a.csv", "sftp://host/a.csv"),
+        ("sftp://bob:s3cret?s3cret@host/a.csv", "sftp://host/a.csv"),
+        ("sftp:/bob:s3cret@host/a.csv", "sftp:/host/a.csv"),
+        ("https://host/a.csv?X-Amz-Signature=s3cret", "https://host/a.csv"),
+        ("https://host/a.csv?s3cret", "https://host/a.csv"),
+        ("https://host/a.csv#s3cret", "https://host/a.csv"),
+        ("HTTPS://bob:s3cret@host", "HTTPS://host"),
+        ("http://bob:s3cret@[::1]:80/a.csv?s3cret", "http://[::1]:80/a.csv"),
+        ("http://[::1]:80/a@b.csv", "http://[::1]:80/a@b.csv"),
+        ("https://host:80/a@b.csv?u=https://bob:s3cret@host/", "https://host:80/a@b.csv"),
+        ("zip://in/a.csv::https://bob:s3cret@host/a.zip?k=s3cret", "zip://in/a.csv::https://host/a.zip"),
+        ("simplecache::s3://bucket/a.csv?token=s3cret", "simplecache::s3://bucket/a.csv"),
+        ("s3://bucket/part-?/year=2024/#1@[ab]*.csv", "s3://bucket/part-?/year=2024/#1@[ab]*.csv"),
+        ("file:///data@1/a.csv", "file:///data@1/a.csv"),
+        ("data/a@b?c=d#e.csv", "data/a@b?c=d#e.csv"),
+        ("hub:owner/name@revision", "hub:owner/name@revision"),
+        ("-", "-"),
+    ],
+)
+def test_a_path_is_shown_without_secrets(path: str, shown: str) -> None:
+    assert without_secrets(path) == without_secrets(shown) == shown
+    if urls.is_url(path):
+        assert SECRET not in "/".join(urls.path_parts(path))
+
+
+def test_files_behind_secrets_have_names_without_them_that_differ() -> None:
+    given_paths = [
+        "sftp://bob:s3cret@host/a.csv",
+        "sftp://eve:s3cret@host/a.csv",
+        "https://one/a.csv?key=s3cret",
+        "https://two/a.csv?key=s3cret",
+        "https://two/a.csv?key=s3cret&page=2",
+    ]
+    found = open_source(given_paths).files
+    assert [file.path for file in found] == given_paths
+    assert [file.name for file in found] == ["host/a.csv", "host/a.csv (2)", "one/a.csv", "two/a.csv", "two/a.csv (2)"]
+    assert SECRET not in repr(found)
+
+
+def unreachable(error: Exception, when: str) -> type:
+    """Return a file system that raises an error: when it is made, when a file is opened, or when it is read."""
+    import fsspec
+
+    class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "broken"
+        cachable = False
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            if when == "making":
+                raise error
+
+        def glob(self, path: str, **_: Any) -> list[str]:
+            raise error
+
+        def info(self, path: str, **_: Any) -> dict[str, Any]:
+            raise error
+
+        def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+            if when == "opening":
+                raise error
+            return io.BufferedReader(Failing())
+
+    class Failing(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def seekable(self) -> bool:
+            return True
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            self.place = offset + (0, getattr(self, "place", 0), 1_000)[whence]
+            return self.place
+
+        def readinto(self, buffer: Any) -> int:
+            raise error
+
+    return Broken
+
+
+@pytest.mark.parametrize("when", ["making", "opening", "reading"])
+@pytest.mark.parametrize(
+    "path", ["bob:s3cret@host/a.csv", "host/a.csv?key=s3cret", "host/*.csv?key=s3cret", "bob:s3cret@host/a.parquet"]
+)
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("403 Forbidden", "403 Forbidden"),
+        ("url='https://bob:s3cret@host/a.csv?key=s3cret'", "url='https://host/a.csv'"),
+        ("no number: 's3cret'", ""),
+        ("", ""),
+    ],
+)
+def test_errors_of_a_remote_file_name_it_without_secrets(path: str, when: str, message: str, shown: str) -> None:
+    import fsspec
+
+    kind = OSError if path.endswith("parquet") else RuntimeError
+    fsspec.register_implementation("broken", unreachable(kind(message), when), clobber=True)
+    for use in (records, Source.describe):
+        with pytest.raises(FinetuneError) as caught:
+            use(open_source(f"broken://{path}"))
+        text = str(caught.value)
+        assert SECRET not in text
+        assert f"({kind.__name__}: {shown})" in text if shown else f"({kind.__name__})" in text
+        assert path.partition("?")[0].rpartition("/")[2] in text
+
+
+def test_messages_about_paths_hold_no_secrets(tmp_path: Path) -> None:
+    url = "https://bob:s3cret@host/a.csv?s3cret"
+    for wrong in (
+        lambda: open_source([url, url]),
+        lambda: open_source([url, "hub:some/name"]),
+        lambda: open_source(url, ("hub", {})),
+        lambda: open_source("https://bob:s3cret@host/a.xlsx?s3cret"),
+        lambda: read(Path(url)),
+    ):
+        with pytest.raises(FinetuneError, match="https:/.?host/a") as caught:
+            wrong()
+        assert SECRET not in str(caught.value)
+
+
+def test_a_glob_behind_a_user_and_a_host_keeps_them() -> None:
+    import fsspec
+
+    class Hosted(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "hosted"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + path.partition("://")[2].partition("/")[2] if "://" in path else path
+
+        def glob(self, path: str, **_: Any) -> list[str]:
+            return [path.replace("*", name) for name in "ba"]
+
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    found = open_source("hosted://bob:s3cret@host/data/*.csv").files
+    assert [file.path for file in found] == [f"hosted://bob:s3cret@host/data/{name}.csv" for name in "ab"]
+    assert [file.name for file in found] == ["data/a.csv", "data/b.csv"]
 
 
 def test_a_web_address_may_have_a_query() -> None:
@@ -933,7 +1167,7 @@ def test_a_pinned_commit_describes_itself_without_the_hub() -> None:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FinetuneError, match=r"finetune-toolkit\[evaluate\]"):
+    with pytest.raises(FinetuneError, match=r"finetune-toolkit\[hub\]"):
         records(open_source(f"hub:{tmp_path}"))
 
 
@@ -941,4 +1175,4 @@ def test_a_source_file_knows_what_it_is() -> None:
     remote = SourceFile("s3://bucket/rows.csv.zst", "rows.csv.zst", "csv")
     local = SourceFile("rows.csv", "rows.csv", "csv")
     assert [(file.is_remote, file.is_compressed) for file in (remote, local)] == [(True, True), (False, False)]
-    assert list(itertools.islice(files.path_parts("zip://a/rows.csv::s3://bucket/x.zip"), 2)) == ["a", "rows.csv"]
+    assert list(itertools.islice(urls.path_parts("zip://a/rows.csv::s3://bucket/x.zip"), 2)) == ["a", "rows.csv"]

@@ -19,6 +19,7 @@ from sklearn.model_selection import (
     KFold,
     StratifiedGroupKFold,
     StratifiedKFold,
+    TimeSeriesSplit,
     train_test_split,
 )
 
@@ -33,7 +34,6 @@ from finetune.data.splitting import (
     random,
     stratified,
     stratified_grouped,
-    too_small,
 )
 from finetune.errors import FinetuneError
 
@@ -167,16 +167,6 @@ def test_a_label_too_rare_for_every_split_is_trained_on_first(seed: int) -> None
     assigned = stratified(rows_of(labels), seed)
     assert assigned[0] == 0
     assert 0 in assigned[1:3]
-
-
-def test_labels_with_fewer_clusters_than_splits_are_named() -> None:
-    labels = ["a", "a", "a", "b", "b", "c", "c", "c"]
-    assert too_small(rows_of(labels), 3) == [("b", 2)]
-    assert too_small(rows_of(labels, [0, 1, 2, 3, 4, 5, 5, 5]), 3) == [("c", 1), ("b", 2)]
-    assert too_small(rows_of([["x", "y"], ["y"], []], kind="labels"), 2) == [("x", 1)]
-    assert too_small(rows_of([["O", "B-PER", "I-PER"], ["B-PER"], ["B-LOC"]], kind="tags"), 2) == [("LOC", 1)]
-    assert too_small(rows_of([1.0, 2.0], kind="number"), 3) == []
-    assert too_small(rows_of([None, None], kind=""), 3) == []
 
 
 # The seed
@@ -447,6 +437,28 @@ def test_numbers_are_divided_by_quantiles() -> None:
     assert sizes(halves[order[:500]]) == (400, 50, 50)
 
 
+@settings(deadline=None, max_examples=80)
+@given(
+    numbers=st.lists(st.integers(0, 30).map(float) | st.floats(-1, 1), min_size=3, max_size=150),
+    seed=st.integers(0, 2**32 - 1),
+    fractions=st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.9, 0.1, 0), (0.98, 0.01, 0.01)]),
+)
+def test_the_bins_of_a_number_move_no_split_from_its_share_and_leave_none_empty(
+    numbers: list[float], seed: int, fractions: tuple[float, float, float]
+) -> None:
+    rows = rows_of(numbers, kind="number")
+    found = sizes(stratified(rows, seed, train=fractions[0], validation=fractions[1], test=fractions[2]))
+    for size, fraction in zip(found, fractions, strict=True):
+        assert size > 0 or not fraction
+        assert abs(size - fraction * len(numbers)) < (1 if min(filter(None, fractions)) * len(numbers) >= 1 else 2)
+
+
+def test_sixty_numbers_are_divided_exactly() -> None:
+    numbers = np.random.default_rng(0).random(60).tolist()
+    assert sizes(stratified(rows_of(numbers, kind="number"), 0)) == (48, 6, 6)
+    assert [len(fold) for fold in folds_of(stratified, rows_of(numbers[:30], kind="number"), 0, 5)] == [6] * 5
+
+
 def test_a_frequent_number_is_one_stratum() -> None:
     numbers = [1.0] * 60 + [2.0] * 30 + [3.0] * 10
     assigned = stratified(rows_of(numbers, kind="number"), 0)
@@ -504,15 +516,37 @@ def test_few_rows_leave_no_split_by_time_empty(count: int) -> None:
     assert all(sizes(by_time(by_column(DAYS[:count]), 0, by="column")))
 
 
+@pytest.mark.parametrize(("count", "folds"), [(100, 5), (97, 4), (12, 10), (9, 2)])
+def test_folds_by_time_train_on_the_windows_of_time_series_split_and_test_on_all_that_is_later(
+    count: int, folds: int
+) -> None:
+    rows = by_column([DAYS[place] for place in SHUFFLED if place < count])
+    order = np.argsort([place for place in SHUFFLED if place < count])
+    for fold, (learned, tested) in enumerate(TimeSeriesSplit(folds).split(order)):
+        assigned = by_time(rows, 0, by="column", folds=folds, fold=fold, train=0.6, validation=0.2)[order]
+        assert np.flatnonzero(assigned < 2).tolist() == learned.tolist()
+        assert np.flatnonzero(assigned == 2).tolist() == list(range(tested[0], count))
+        assert (np.diff(assigned) >= 0).all()
+        assert abs((assigned == 1).sum() - len(learned) / 4) < 1
+
+
+def test_folds_by_time_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(FinetuneError, match="at least 7 rows .* for 5 folds behind a first window .* found 6"):
+        by_time(by_column(DAYS[:6]), 0, by="column", folds=5)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     times=st.lists(st.integers(0, 30), min_size=5, max_size=60),
     numbers=st.lists(st.integers(0, 20), min_size=60, max_size=60),
+    folds=st.sampled_from([{}, {"folds": 2, "fold": 0}, {"folds": 2, "fold": 1}]),
 )
-def test_no_cluster_that_trains_reaches_past_the_splits_behind_it(times: list[int], numbers: list[int]) -> None:
+def test_no_cluster_that_trains_reaches_past_the_splits_behind_it(
+    times: list[int], numbers: list[int], folds: dict[str, int]
+) -> None:
     clusters = [*numbers[: len(times)], 100, 101, 102]
     times = [*times, 3, 4, 5]
-    assigned = by_time(by_column([str(time) for time in times], clusters), 0, by="column")
+    assigned = by_time(by_column([str(time) for time in times], clusters), 0, by="column", **folds)
     assert len(set(zip(clusters, assigned.tolist(), strict=True))) == len(set(clusters))
     latest: dict[int, int] = {}
     for cluster, time in zip(clusters, times, strict=True):
@@ -550,11 +584,27 @@ def test_the_split_by_hash_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("by", ["column", None])
-def test_new_rows_never_move_old_ones(by: str | None) -> None:
+def test_folds_by_hash_test_every_row_once_and_divide_the_rest_in_proportion(by: str | None) -> None:
+    rows = by_column([f"user {row}" for row in range(5_000)], chunk=500)
+    folds = folds_of(by_hash, rows, 0, 5, by=by)
+    assert sorted(row for fold in folds for row in fold) == list(range(5_000))
+    assert max(abs(len(fold) - 1_000) for fold in folds) < 120  # four standard deviations
+    found = sizes(by_hash(rows, 0, by=by, folds=5, fold=3, train=0.6, validation=0.2))
+    assert np.abs(np.array(found) - [3_000, 1_000, 1_000]).max() < 140
+
+
+def test_a_fold_by_hash_is_what_it_was() -> None:
+    assigned = by_hash(by_column(list("klmnopqrst")), 0, by="column", folds=3, fold=1, train=0.5, validation=0.5)
+    assert assigned.tolist() == [1, 0, 0, 2, 2, 1, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("folds", [{}, {"folds": 5, "fold": 3}])
+@pytest.mark.parametrize("by", ["column", None])
+def test_new_rows_never_move_old_ones(by: str | None, folds: dict[str, Any]) -> None:
     users = [f"user {row % 70}" for row in range(400)]
     all_rows = by_column(users)
     old = SplitInput(np.arange(200), "", None, all_rows.keys[:200], {"column": chunked(users[:200])}, str)
-    assert by_hash(old, 0, by=by).tolist() == by_hash(all_rows, 1, by=by)[:200].tolist()
+    assert by_hash(old, 0, by=by, **folds).tolist() == by_hash(all_rows, 1, by=by, **folds)[:200].tolist()
 
 
 def test_equal_values_are_in_one_split_by_hash() -> None:
@@ -641,7 +691,7 @@ def test_fractions_that_do_not_add_up_are_refused_while_the_recipe_is_read(
     assert str(caught.value).endswith(found)
 
 
-@pytest.mark.parametrize("name", ["random", "grouped", "stratified", "stratified-grouped"])
+@pytest.mark.parametrize("name", ["random", "grouped", "stratified", "stratified-grouped", "time", "hash"])
 @pytest.mark.parametrize(
     ("given_options", "message"),
     [
@@ -651,8 +701,10 @@ def test_fractions_that_do_not_add_up_are_refused_while_the_recipe_is_read(
 )
 def test_a_fold_that_is_none_of_the_folds_is_refused(name: str, given_options: dict[str, int], message: str) -> None:
     entry = registry.splitters.get(name)
+    needed = {"by": "created"} if name in {"time", "hash"} else {}
+    options = entry.options(**needed, **given_options).model_dump()
     with pytest.raises(ValueError, match=message):
-        entry.attributes["check"](entry.options(**given_options).model_dump())
+        entry.attributes["check"](options)
 
 
 def test_with_folds_the_fractions_need_only_be_a_proportion() -> None:

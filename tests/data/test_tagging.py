@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.tagging import entities, fits, guess_scheme, invalid_positions, spans_to_iob2, to_iob2
+from finetune.data.cleaning import Pipeline
+from finetune.data.tagging import (
+    SpanError,
+    blank_bounded,
+    entities,
+    fits,
+    guess_scheme,
+    invalid_positions,
+    spans_to_iob2,
+    to_iob2,
+)
 
 # One sentence in every scheme: two neighbours of one type, an entity of one word, one of three
 IOB2 = ["B-PER", "B-PER", "I-PER", "O", "B-LOC", "I-LOC", "I-LOC", "B-ORG"]
@@ -19,6 +29,9 @@ BILOU = ["U-PER", "B-PER", "L-PER", "O", "B-LOC", "I-LOC", "L-LOC", "U-ORG"]
 
 TAGS = st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y", "B-a-b", "I-a-b"]), max_size=12)
 ANY_TAGS = st.lists(st.sampled_from(["O", "B-X", "I-X", "E-X", "S-Y", "L-Y", "U-X", "B", "I-", "-X", "", "o"]))
+TEXTS = st.text(alphabet="ab ,\u00e9\u4e2d\n-_'", max_size=24) | st.lists(
+    st.sampled_from(["<b>", "<p class='a b'>", "&amp;", "a@b.example", "www.x.y", "1.2.3.4", "::1", "a", ".", " "])
+).map("".join)
 SPANS = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6), st.sampled_from(["X", "Y"])), max_size=4)
 
 
@@ -133,43 +146,98 @@ def test_a_span_inside_a_word_splits_it_and_blanks_at_its_ends_do_not_count() ->
     assert spans_to_iob2("a  b ", [{"start": 1, "end": 5, "label": "X"}]) == (["a", "b"], ["O", "B-X"])
 
 
+def test_spans_with_blanks_at_their_ends_are_counted() -> None:
+    spans = [{"start": start, "end": end, "label": "X"} for start, end in [(0, 1), (1, 4), (5, 7), (7, 9)]]
+    assert spans_to_iob2("a  b  c d", spans)[0] == ["a", "b", "c", "d"]
+    assert blank_bounded("a  b  c d", spans) == 3
+    assert blank_bounded("a  b", []) == 0
+
+
+PRIVATE = "<b>Ann</b> a.b@x.com https://x.y/z 10.0.0.1"
+
+
+def test_cleaners_of_single_tokens_find_addresses_and_markup_in_a_text_with_spans() -> None:
+    tokens, tags = spans_to_iob2(PRIVATE, [{"start": 3, "end": 6, "label": "PER"}])
+    assert tokens == ["<b>", "Ann", "</b>", "a.b@x.com", "https://x.y/z", "10.0.0.1"]
+    pipeline = Pipeline([(name, {}) for name in ("emails", "urls", "html", "ips")], tokens=True)
+    cleaned, cleaned_tags, reason = pipeline.tokens(tokens, tags)
+    assert (cleaned, cleaned_tags, reason) == (["Ann", "[EMAIL]", "[URL]", "[IP]"], ["B-PER", "O", "O", "O"], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("(see www.x.example/a?b=1&amp;c, or b@x.example).", "( see www.x.example/a?b=1&amp;c , or b@x.example ) ."),
+        ("AT&amp;T &lt;3 &nbsp;a&b; Q&A", "AT &amp; T &lt; 3 &nbsp; a & b ; Q & A"),
+        ("ip=10.0.0.1:80 ::1/128 1.2.3 3.5", "ip = 10.0.0.1 : 80 ::1 / 128 1 . 2 . 3 3 . 5"),
+        ("a<br/>b<!--c-->d <e> 5<6", "a <br/> b <!--c--> d < e > 5 < 6"),
+        ("x@y a.b http:// @home", "x @ y a . b http : / / @ home"),
+    ],
+)
+def test_addresses_markup_and_entities_are_one_token_each(text: str, tokens: str) -> None:
+    assert spans_to_iob2(text, [])[0] == tokens.split()
+
+
+def test_an_address_in_a_tag_is_the_tags_and_a_script_is_one_token() -> None:
+    text = 'to <a href="https://x.example/a b@x.example">me</a><script>if (a < 1) go()</script>'
+    tokens = ["to", '<a href="https://x.example/a b@x.example">', "me", "</a>", "<script>if (a < 1) go()</script>"]
+    assert spans_to_iob2(text, [])[0] == tokens
+    assert Pipeline([("html", {})], tokens=True).tokens(tokens, None)[0] == ["to", "me"]
+
+
+def test_a_span_inside_an_address_splits_it() -> None:
+    text = "https://x.example/ann b@x.example"
+    spans = [{"start": 18, "end": 21, "label": "PER"}, {"start": 24, "end": 33, "label": "HOST"}]
+    assert spans_to_iob2(text, spans) == (
+        ["https://x.example/", "ann", "b", "@", "x", ".", "example"],
+        ["O", "B-PER", "O", "O", "B-HOST", "I-HOST", "I-HOST"],
+    )
+
+
 def test_neighbouring_spans_of_one_label_stay_two_entities() -> None:
     spans = [{"start": 0, "end": 2, "label": "X"}, {"start": 2, "end": 4, "label": "X"}]
     assert spans_to_iob2("abcd", spans) == (["ab", "cd"], ["B-X", "B-X"])
 
 
 @pytest.mark.parametrize(
-    ("spans", "message"),
+    ("spans", "reason", "message"),
     [
-        ([{"start": 0, "end": 9, "label": "X"}], "out of the text"),
-        ([{"start": -1, "end": 2, "label": "X"}], "out of the text"),
-        ([{"start": 2, "end": 1, "label": "X"}], "out of the text"),
-        ([{"start": 1, "end": 1, "label": "X"}], "empty"),
-        ([{"start": 2, "end": 3, "label": "X"}], "empty"),
-        ([{"start": 0, "end": 2, "label": "X"}, {"start": 1, "end": 4, "label": "Y"}], "overlap at character 1"),
-        ([{"start": 0, "end": 2}], "start, end, label"),
-        ([{"start": "0", "end": 2, "label": "X"}], "start, end, label"),
-        ([{"start": True, "end": 2, "label": "X"}], "start, end, label"),
-        (["X"], "start, end, label"),
+        ([{"start": 0, "end": 9, "label": "X"}], "span_out_of_text", "out of the text"),
+        ([{"start": -1, "end": 2, "label": "X"}], "span_out_of_text", "out of the text"),
+        ([{"start": 2, "end": 1, "label": "X"}], "span_out_of_text", "out of the text"),
+        ([{"start": 1, "end": 1, "label": "X"}], "empty_span", "empty"),
+        ([{"start": 2, "end": 3, "label": "X"}], "empty_span", "empty"),
+        (
+            [{"start": 0, "end": 2, "label": "X"}, {"start": 1, "end": 4, "label": "Y"}],
+            "overlapping_spans",
+            "overlap at character 1",
+        ),
+        ([{"start": 0, "end": 2}], "invalid_spans", "start, end, label"),
+        ([{"start": "0", "end": 2, "label": "X"}], "invalid_spans", "start, end, label"),
+        ([{"start": True, "end": 2, "label": "X"}], "invalid_spans", "start, end, label"),
+        (["X"], "invalid_spans", "start, end, label"),
     ],
 )
-def test_spans_that_mark_no_text_are_refused(spans: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_spans_that_mark_no_text_are_refused_with_the_reason(spans: Any, reason: str, message: str) -> None:
+    with pytest.raises(SpanError, match=message) as refused:
         spans_to_iob2("ab cd", spans)
+    assert refused.value.reason == reason
+    assert isinstance(refused.value, ValueError)
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.text(alphabet="ab ,\u00e9\u4e2d\n-_'", max_size=24), SPANS)
+@given(TEXTS, SPANS)
 def test_entities_from_spans_have_exactly_the_spans_characters(text: str, drawn: list[tuple[int, int, str]]) -> None:
-    spans, place = [], 0
+    spans: list[dict[str, Any]] = []
+    place = 0
     for start, length, label in sorted(drawn):
         if start >= place and text[start : start + length].strip():
             spans.append({"start": start, "end": min(start + length, len(text)), "label": label})
             place = start + length
     tokens, tags = spans_to_iob2(text, spans)
-    assert "".join(tokens) == "".join(text.split())
+    assert "".join("".join(tokens).split()) == "".join(text.split())
     assert invalid_positions(tags) == []
-    assert [("".join(tokens[start:end]), kind) for start, end, kind in entities(tags)] == [
+    assert [("".join("".join(tokens[start:end]).split()), kind) for start, end, kind in entities(tags)] == [
         ("".join(text[span["start"] : span["end"]].split()), span["label"]) for span in spans
     ]
 

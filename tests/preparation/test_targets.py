@@ -341,7 +341,7 @@ def test_spans_of_characters_become_tagged_words(world: World) -> None:
     assert sorted(zip(all_rows(data, "tokens"), all_rows(data, "tags"), strict=True)) == sorted(
         (row["tokens"], row["tags"]) for row in rows
     )
-    assert reasons(data) == [(61, "invalid_spans"), (62, "invalid_spans"), (63, "wrong_type_of_spans")]
+    assert reasons(data) == [(61, "span_out_of_text"), (62, "overlapping_spans"), (63, "wrong_type_of_spans")]
     assert dropped(data)[0]["row"] == odd[0]
 
 

@@ -134,12 +134,12 @@ def test_a_dollar_is_no_formula(tmp_path: Path) -> None:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    from finetune.reports.plots import _plain
+    from finetune.reports.plots import plain_label
 
     def width(text: str) -> float:
         return float(TextPath((0, 0), text, prop=FontProperties(size=9)).get_extents().width)
 
-    assert width(_plain("$x$")) > 1.5 * width("$x$")
+    assert width(plain_label("$x$")) > 1.5 * width("$x$")
 
 
 def test_a_matrix_of_many_labels_stays_within_bounds(tmp_path: Path) -> None:

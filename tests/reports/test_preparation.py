@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.registry import checks
 from finetune.reports.next_steps import ADVICE, bins, longest_row, next_steps
 from finetune.reports.preparation import FUNNEL, LABELS, LENGTHS, preparation_report
 from finetune.reports.wording import difference, examples_table, many, share
 
 EVIL = "<script>alert('x')</script> | ![p](https://evil.example/p.png) **b** $x$ \n# heading\n\n| a | b |\n"
 BARE: dict[str, Any] = {"name": "x", "rows_read": 10, "rows_kept": 10}
+PREPARED: dict[str, Any] = {**BARE, "tokens": {"rows_cut": 0}}
 
 
 def full() -> dict[str, Any]:
@@ -30,7 +32,7 @@ def full() -> dict[str, Any]:
             {"name": "urls", "rows_touched": 0, "rows_rejected": 0, "examples": []},
         ],
         "duplicates": {
-            "exact": 20, "near": 12, "near_pairs": 9, "threshold": 0.8,
+            "exact": 20, "near": 12, "threshold": 0.8,
             "examples": [{"lines": [3, 88], "similarity": 0.86, "texts": ["order 12 today", "order 15 today"]}],
         },
         "leaks": 1,
@@ -46,7 +48,7 @@ def full() -> dict[str, Any]:
         "truncated": {"train": {"rows": 3, "tokens_lost": 120, "lines": [5, 9]}},
         "tokens": {
             "rows_cut": 3, "tokens_lost": 120, "entities_lost": 0, "unknown_rate": 0.001, "tokens_per_word": 1.3,
-            "padding": 0.031, "max_length": 128, "overflow": "truncate",
+            "padding": 0.031, "batch_size": 16, "max_length": 128, "overflow": "truncate",
             "splits": {"train": {"total": 20000, "median": 16, "longest": 160}},
             "histogram": {"edges": [0, 80, 160, 240], "counts": [1300, 97, 3]},
         },
@@ -126,7 +128,7 @@ def test_a_report_without_optional_keys_has_no_empty_sections() -> None:
     markdown = preparation_report(BARE, {})
     assert headings(markdown) == ["x: data preparation", "From the source to the splits", "What to do next"]
     assert "**Nothing stands against training on this data.**" in markdown
-    assert "1. Run `finetune train RECIPE`.\n" in markdown
+    assert "1. Run `finetune prepare RECIPE`.\n" in markdown
     assert "Made from" not in markdown
 
 
@@ -233,13 +235,13 @@ def test_duplicates_and_leaks_are_shown_side_by_side() -> None:
     markdown = preparation_report(full(), {})
     assert "| lines | similarity | first text | second text |" in markdown
     assert "| 3, 88 | 0.86 | order **12** today | order **15** today |" in markdown
-    assert "earlier one: 20. Texts that nearly repeat one (similarity 0.8 or more): 12, in 9 pairs." in markdown
+    assert "earlier one: 20. Texts that nearly repeat one (similarity 0.8 or more): 12." in markdown
     assert "| split | line | other split | other line | text |" in markdown
     assert "| test | 9 | train | 88 | where |" in markdown
 
 
 def test_leaks_that_were_dropped_are_told_and_ask_for_nothing() -> None:
-    report = {**BARE, "rows_kept": 8, "dropped": {"leak": 2}, "leaks": 2}
+    report = {**PREPARED, "rows_kept": 8, "dropped": {"leak": 2}, "leaks": 2}
     assert "The rows of the earlier split were dropped." in preparation_report(report, {})
     assert next_steps(report) == ["Look through `dropped.jsonl`: 2 of 10 rows dropped.", "Run `finetune train RECIPE`."]
 
@@ -250,7 +252,7 @@ def test_tokens_targets_cleaners_and_augmentation_hold_their_numbers() -> None:
         "| most tokens that the model reads at once (`model.max_length`) | 128 |",
         "| tokens that the tokenizer does not know | 0.10% |",
         "| tokens for a word | 1.30 |",
-        "| padding in a batch | 3.1% |",
+        "| padding in batches of 16 (`train.batch_size`) | 3.1% |",
         "| train | 20,000 | 16 | 160 | 3 | 120 | 5, 9 |",
         "| train | -1.5 | 0.25 | 3 | 1.125 |",
         "| html | 120 | 4 |",
@@ -303,15 +305,37 @@ def test_next_steps_ask_for_nothing_that_was_done() -> None:
 
 
 def test_next_steps_come_from_errors_and_warnings_and_never_twice() -> None:
-    assert next_steps({**BARE, "warnings": [finding("short-rows", "note")]}) == ["Run `finetune train RECIPE`."]
+    assert next_steps({**PREPARED, "warnings": [finding("short-rows", "note")]}) == ["Run `finetune train RECIPE`."]
     twice = {**BARE, "warnings": [finding("missing-labels")], "dropped": {"missing_label": 1}, "rows_kept": 9}
     assert next_steps(twice).count(ADVICE["missing-labels"]) == 1
-    other = next_steps({**BARE, "warnings": [finding("my-own"), finding("imbalance"), finding("x", "error")]})
+    other = next_steps({**PREPARED, "warnings": [finding("my-own"), finding("imbalance"), finding("x", "error")]})
     assert other == [
         ADVICE["imbalance"],
         "Do what the messages of the 2 other findings say.",
         "Then run `finetune prepare RECIPE` again.",
     ]
+
+
+def test_a_check_points_to_no_file_and_to_nothing_to_train_on() -> None:
+    report = full()
+    del report["tokens"]
+    assert next_steps(report)[1:] == [
+        ADVICE["conflicting-labels"],
+        ADVICE["imbalance"],
+        ADVICE["missing-labels"],
+        "Look at 12 texts nearly repeating another; `data.near_duplicates: drop` keeps one of those that are alike.",
+        "See why 33 of 1,433 rows are dropped.",
+        "Then run `finetune prepare RECIPE --check` again.",
+    ]
+    assert next_steps(BARE) == ["Run `finetune prepare RECIPE`."]
+    assert next_steps(PREPARED) == ["Run `finetune train RECIPE`."]
+    everything = next_steps({**report, "warnings": [finding(check) for check in ADVICE]})
+    assert len(everything) == len(ADVICE) + 4
+    assert ".jsonl" not in " ".join(everything)
+
+
+def test_all_advice_is_for_a_check_that_there_is() -> None:
+    assert set(ADVICE) - {"missing-values"} <= set(checks.names())
 
 
 def test_a_poor_tokenizer_is_named() -> None:

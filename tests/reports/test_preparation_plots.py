@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from finetune.reports import preparation_plots
+from finetune.reports.plots import save_figure
 from finetune.reports.preparation import FUNNEL, LABELS, LENGTHS
 from finetune.reports.preparation_plots import draw_preparation, plot_funnel, plot_labels, plot_lengths
 
@@ -30,10 +31,12 @@ def lengths_of(**changes: Any) -> dict[str, Any]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved, to ask them what they show."""
     figures: list[Any] = []
-    save = preparation_plots._save
-    monkeypatch.setattr(
-        preparation_plots, "_save", lambda figure, target: (figures.append(figure), save(figure, target))
-    )
+
+    def keep(figure: Any, target: Path) -> None:
+        figures.append(figure)
+        save_figure(figure, target)
+
+    monkeypatch.setattr(preparation_plots, "save_figure", keep)
     return figures
 
 

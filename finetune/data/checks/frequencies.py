@@ -49,6 +49,7 @@ def rare_labels(rows: CheckInput, *, texts: Count | None = None) -> list[Outcome
     """Find labels on fewer different texts than there are splits: they cannot be learned and judged.
 
     `texts` is the least number wanted; without it as many as there are splits, or 2 where the rows are not split.
+    Where rows have several labels it is a warning: the others can be learned and judged.
     """
     import numpy as np
 
@@ -61,11 +62,13 @@ def rare_labels(rows: CheckInput, *, texts: Count | None = None) -> list[Outcome
     named = [
         f"{table.names[code]!r} has {counts[code]} ({rows.places(table.rows_of(code))})" for code in rare[:NAMES_LISTED]
     ]
+    single = rows.target_kind == "label"
+    cure = "correct the label, or set data.rare_labels: drop" if single else "or correct the label"
     message = (
         f"{amount(len(rare), 'label stands', 'labels stand')} on fewer than {wanted} different texts: "
-        f"{listed(named, '; ', len(rare))}; add rows, correct the label, or set data.rare_labels: drop."
+        f"{listed(named, '; ', len(rare))}; add rows, {cure}."
     )
-    return [Outcome(len(rare), message, label_examples(rows, rare))]
+    return [Outcome(len(rare), message, label_examples(rows, rare), None if single else "warning")]
 
 
 @checks.register("labels-seen-once", severity="note", kinds=("label", "labels"))
@@ -101,7 +104,8 @@ def label_in_one_split(rows: CheckInput) -> list[Outcome]:
         absent = np.flatnonzero(counts[:, split] == 0)
         if not len(absent):
             continue
-        named = listed([repr(table.names[code]) for code in absent])
+        listing = [f"{table.names[code]!r} ({rows.places(table.rows_of(code))})" for code in absent[:NAMES_LISTED]]
+        named = listed(listing, of=len(absent))
         absence = amount(len(absent), "label has no row", "labels have no row")
         if split == 0:
             message = f"{absence} in train, where a model would learn from it: {named}; "

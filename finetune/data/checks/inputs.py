@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.data.checks.columns_in_bulk import Entities, count_words, find_entities
 from finetune.data.rows import Column
+from finetune.data.values import read_label
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +69,8 @@ class CheckInput:
     has 0 for training, 1 for validation, 2 for test, or is None. `clusters` has for each row the lowest row of its
     cluster of equal texts. `where(row)` says where a row came from: `{"line": 12}`, with `file` if there are several.
     `dropped` counts the rows dropped before, by reason, of which `dropped_examples` has a few (`line` and `row`).
-    `sample` has the first raw records with all of their columns, `used` the column of the file for each role.
+    `sample` has the first raw records with all of their columns, `used` the column of the file for each role;
+    `label_map` and `label_separator` say how labels are read from there.
     """
 
     columns: Mapping[str, Column]
@@ -82,6 +84,8 @@ class CheckInput:
     used: Mapping[str, str]
     classes: Sequence[str]
     given_labels: Sequence[str] | None = None
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    label_separator: str | None = None
 
     def __len__(self) -> int:
         return len(self.clusters)
@@ -161,28 +165,59 @@ class CheckInput:
         """Return the first of the given rows as examples."""
         return [self.example(row) for row, _ in zip(rows, range(EXAMPLES_KEPT), strict=False)]
 
-    def dropped_as_examples(self, reasons: Iterable[str]) -> list[dict[str, Any]]:
-        """Return rows that were dropped for one of the reasons as examples."""
-        found = [row for reason in reasons for row in self.dropped_examples.get(reason, ())][:EXAMPLES_KEPT]
-        return [self._dropped_example(row) for row in found]
+    def dropped_as_examples(self, reasons: Iterable[str], target: str = "") -> list[dict[str, Any]]:
+        """Return rows that were dropped for one of the reasons as examples; under `target` each has its raw target."""
+        return [self._dropped_example(row, target) for row in self._dropped_rows(reasons)[:EXAMPLES_KEPT]]
 
-    def _dropped_example(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        place = {key: found[key] for key in ("file", "line") if key in found}
-        row = found.get("row")
-        values = row if isinstance(row, Mapping) else {}
+    def dropped_places(self, reasons: Sequence[str]) -> str:
+        """Return where rows dropped for one of the reasons came from: ` (line 3, 8 and 2 more)`, or nothing."""
+        found = [_place(row) for row in self._dropped_rows(reasons)]
+        count = sum(self.dropped.get(reason, 0) for reason in reasons)
+        return f" ({list_places(found[:EXAMPLES_KEPT], count)})" if found else ""
+
+    def dropped_labels(self, reason: str) -> list[tuple[dict[str, Any], list[str]]]:
+        """Return where the examples of rows dropped for a reason came from, and the labels that each has."""
+        role = self.target_role
+        found = []
+        for row in self._dropped_rows([reason]):
+            value = _values_of(row).get(self.used.get(role, role))
+            if self.label_separator and self.target_kind == "labels" and isinstance(value, str):
+                value = value.split(self.label_separator)
+            labels = [read_label(item)[0] for item in (value if isinstance(value, list) else [value])]
+            found.append((_place(row), [self.label_map.get(label, label) for label in labels if label]))
+        return found
+
+    def _dropped_rows(self, reasons: Iterable[str]) -> list[Mapping[str, Any]]:
+        return [row for reason in reasons for row in self.dropped_examples.get(reason, ())]
+
+    def _dropped_example(self, found: Mapping[str, Any], target: str) -> dict[str, Any]:
+        values = _values_of(found)
         names = [self.used.get(role, role) for role in self.text_roles]
         texts = [values[name] for name in names if values.get(name)]
-        text = " | ".join(map(str, texts)) or json.dumps(row, ensure_ascii=False, default=str)
-        writable = text.encode("utf-8", "replace").decode("utf-8")  # a raw record may hold lone surrogates
-        return {**place, "text": cut(writable)}
+        text = _shown(" | ".join(map(str, texts)) or found.get("row"))
+        more = {target: _shown(values.get(self.used.get(self.target_role, self.target_role)))} if target else {}
+        return {**_place(found), "text": text, **more}
 
     def places(self, rows: Sequence[int] | NDArray[Any], most: int = 3) -> str:
         """Return where rows came from, for a message: `line 3, 8 and 2 more`."""
-        found = [self.where(int(row)) for row in rows[:most]]
-        more = f" and {len(rows) - most} more" if len(rows) > most else ""
-        if any("file" in place for place in found):
-            return ", ".join(f"{place.get('file', '')} line {place['line']}" for place in found) + more
-        return "line " + ", ".join(str(place["line"]) for place in found) + more
+        return list_places([self.where(int(row)) for row in rows[:most]], len(rows))
+
+
+def list_places(places: Sequence[Mapping[str, Any]], count: int) -> str:
+    """Return where rows came from, for a message; `count` has those not given too."""
+    more = f" and {count - len(places)} more" if count > len(places) else ""
+    if any("file" in place for place in places):
+        return ", ".join(f"{place.get('file', '')} line {place['line']}" for place in places) + more
+    return "line " + ", ".join(str(place["line"]) for place in places) + more
+
+
+def _place(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in ("file", "line") if key in found}
+
+
+def _values_of(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    row = found.get("row")
+    return row if isinstance(row, Mapping) else {}
 
 
 def unique_pairs(first: NDArray[Any], second: NDArray[Any], size: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -192,6 +227,12 @@ def unique_pairs(first: NDArray[Any], second: NDArray[Any], size: int) -> tuple[
     pairs = np.sort(first.astype(np.int64) * max(size, 1) + second, kind="stable")
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique builds a hash table, which takes forty times as long
     return pairs // max(size, 1), pairs % max(size, 1)
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a raw record, which may hold lone surrogates, as an example shows it."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return cut(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def cut(text: str) -> str:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from finetune.data.checks.columns_in_bulk import WINDOW, as_texts, take_rows
-from finetune.data.checks.inputs import EXAMPLES_KEPT, CheckInput, Outcome, amount, listed
+from finetune.data.checks.inputs import EXAMPLES_KEPT, CheckInput, Outcome, amount, list_places, listed
 from finetune.registry import checks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Share = Annotated[float, Field(ge=0, le=1)]
+LABELS_NAMED = 5
 
 
 @checks.register("missing-labels", severity="warning", kinds=("label", "labels", "tags", "number"))
@@ -29,7 +30,8 @@ def missing_labels(rows: CheckInput, *, share: Share = 0.5) -> list[Outcome]:
     found = count / rows.rows_read
     message = (
         f"{amount(count, 'row', 'rows')} of {rows.rows_read} ({found:.1%}) had to be dropped for want of "
-        f"{rows.target_role}; fill the gaps, or say in data.missing what a missing value means."
+        f"{rows.target_role}{rows.dropped_places(reasons)}; fill the gaps, or say in data.missing what a missing "
+        "value means."
     )
     return [Outcome(count, message, rows.dropped_as_examples(reasons), "error" if found > share else None)]
 
@@ -37,18 +39,19 @@ def missing_labels(rows: CheckInput, *, share: Share = 0.5) -> list[Outcome]:
 @checks.register("unknown-labels", severity="error", kinds=("label", "labels", "tags"))
 def unknown_labels(rows: CheckInput) -> list[Outcome]:
     """Find labels that data.labels does not list, on rows kept or dropped for it, and listed ones that no row has."""
+    import numpy as np
+
     if not rows.given_labels:
         return []
     given, table, outcomes = set(rows.given_labels), rows.labels, []
     unknown = [code for code, name in enumerate(table.names) if name not in given]
-    count = rows.dropped.get("unknown_label", 0) + int(sum(table.counts[code] for code in unknown))
-    if count:
-        names = f" ({listed([repr(table.names[code]) for code in unknown])})" if unknown else ""
+    kept = len(np.unique(table.rows[np.isin(table.codes, unknown)]))
+    if count := rows.dropped.get("unknown_label", 0) + kept:
         examples = [rows.example(table.rows_of(code)[0], label=table.names[code]) for code in unknown[:EXAMPLES_KEPT]]
-        examples += rows.dropped_as_examples(["unknown_label"])
+        examples += rows.dropped_as_examples(["unknown_label"], "label")
         message = (
             f"{amount(count, 'row has', 'rows have')} "
-            f"a label that data.labels does not list{names}; correct it, map it with "
+            f"a label that data.labels does not list{_where_unknown(rows, unknown, given)}; correct it, map it with "
             "data.label_map, or add it to data.labels."
         )
         outcomes.append(Outcome(count, message, examples))
@@ -62,25 +65,42 @@ def unknown_labels(rows: CheckInput) -> list[Outcome]:
     return outcomes
 
 
-@checks.register("conflicting-labels", severity="warning", kinds=("label", "labels", "tags"))
+def _where_unknown(rows: CheckInput, unknown: list[int], given: set[str]) -> str:
+    """Return the first few unknown labels and where they stand, as far as the examples of dropped rows tell."""
+    table = rows.labels
+    named = [f"{table.names[code]!r} ({rows.places(table.rows_of(code))})" for code in unknown[:LABELS_NAMED]]
+    dropped: dict[str, list[dict[str, Any]]] = {}
+    for place, labels in rows.dropped_labels("unknown_label"):
+        for label in dict.fromkeys(labels):
+            if label not in given:
+                dropped.setdefault(label, []).append(place)
+    named += [f"{label!r} ({list_places(found, len(found))})" for label, found in dropped.items()]
+    labels_more = max(len(unknown) + len(dropped) - LABELS_NAMED, 0)
+    rows_more = rows.dropped.get("unknown_label", 0) - len(rows.dropped_examples.get("unknown_label", ()))
+    more = [f"and {amount(labels_more, 'more label', 'more labels')}"] * (labels_more > 0)
+    more += [f"and {amount(rows_more, 'more row', 'more rows')}"] * (rows_more > 0)
+    return f": {'; '.join([*named[:LABELS_NAMED], *more])}" if named else ""
+
+
+@checks.register("conflicting-labels", severity="warning", kinds=("label", "labels", "tags", "number"))
 def conflicting_labels(rows: CheckInput) -> list[Outcome]:
-    """Find equal texts under different labels: rows dropped for it, and rows kept."""
+    """Find equal texts under different labels, or with different numbers: rows dropped for it, and rows kept."""
     outcomes = []
+    number = rows.target_kind == "number"
+    under, which = ("with different numbers", "number") if number else ("under different labels", "label")
     if dropped := rows.dropped.get("conflicting_labels", 0):
         message = (
-            f"{amount(dropped, 'row', 'rows')} "
-            "had to be dropped because a text stands under different labels; decide which "
-            "label is right and correct the others."
+            f"{amount(dropped, 'row', 'rows')} had to be dropped because a text stands {under}"
+            f"{rows.dropped_places(['conflicting_labels'])}; decide which {which} is right and correct the others."
         )
-        outcomes.append(Outcome(dropped, message, rows.dropped_as_examples(["conflicting_labels"])))
+        outcomes.append(Outcome(dropped, message, rows.dropped_as_examples(["conflicting_labels"], which)))
     count, texts, found = _conflicts(rows)
     if count:
         values = rows.values[rows.target_role]
-        examples = [rows.example(row, label=values[int(row)].as_py()) for row in found[:EXAMPLES_KEPT]]
+        examples = [rows.example(row, **{which: values[int(row)].as_py()}) for row in found[:EXAMPLES_KEPT]]
         message = (
-            f"{amount(texts, 'text stands', 'texts stand')} "
-            f"under different labels, on {count} rows that are kept; decide which "
-            "label is right, or set data.conflicts: drop."
+            f"{amount(texts, 'text stands', 'texts stand')} {under}, on {count} rows that are kept "
+            f"({rows.places(found)}); decide which {which} is right, or set data.conflicts: drop."
         )
         outcomes.append(Outcome(count, message, examples))
     return outcomes
@@ -121,14 +141,14 @@ def _differing(groups: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _codes(rows: CheckInput, role: str, members: NDArray[Any]) -> NDArray[Any]:
-    """Return a number for each member's label, or list of labels or tags: equal ones have the same."""
+    """Return a number for each member's label, number, or list of labels or tags: equal ones have the same."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     values = take_rows(rows.values[role], members)
     if pa.types.is_list(values.type):
         values = pc.binary_join(values, "\x1f")
-    codes: NDArray[Any] = pc.fill_null(values, "").dictionary_encode().indices.to_numpy()
+    codes: NDArray[Any] = values.dictionary_encode("encode").indices.to_numpy()
     return codes
 
 

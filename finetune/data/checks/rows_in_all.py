@@ -28,7 +28,7 @@ def many_dropped(rows: CheckInput, *, share: Share = 0.1) -> list[Outcome]:
     reasons = dict(sorted(rows.dropped.items(), key=lambda item: (-item[1], item[0])))
     message = (
         f"{count} of {amount(rows.rows_read, 'row', 'rows')} ({count / rows.rows_read:.1%}) were dropped: "
-        f"{list_reasons(reasons)}; dropped.jsonl says which rows and why."
+        f"{list_reasons(reasons)}; see whether so many should be."
     )
     return [Outcome(count, message, rows.dropped_as_examples(reasons))]
 
@@ -110,7 +110,7 @@ def number_range(rows: CheckInput, *, spread: Positive = 3.0) -> list[Outcome]:
     if len(broken):
         message = (
             f"{amount(len(broken), 'row has', 'rows have')} "
-            f"a {role} that is no finite number; correct it, or remove the row."
+            f"a {role} that is no finite number ({rows.places(broken)}); correct it, or remove the row."
         )
         outcomes.append(Outcome(len(broken), message, rows.examples(broken), "error"))
     finite = numbers[np.isfinite(numbers)]

@@ -36,9 +36,13 @@ _URL = re.compile(
 @cleaners.register("urls", tokens="each")
 def urls(text: str, *, action: Action = "mask", mask: str = "[URL]") -> str:
     """Mask or remove web addresses: what begins with `http://`, `https://` or `www.`, without closing punctuation."""
-    if "//" not in text and ("." not in text or "www." not in text.lower()):
+    if not _may_hold_url(text):
         return text
     return replace_spans(text, (found.span() for found in _URL.finditer(text)), action, mask)
+
+
+def _may_hold_url(text: str) -> bool:
+    return "//" in text or ("." in text and "www." in text.lower())
 
 
 _DOMAIN = r"@(?:[\w-]{1,63}\.)+(?:xn--[\w-]{1,59}|[^\W\d_]{2,63})"
@@ -68,6 +72,18 @@ def ips(text: str, *, action: Action = "mask", mask: str = "[IP]") -> str:
     if text.count(".") > 2:
         text = replace_spans(text, _ip_v4_spans(text), action, mask)
     return text
+
+
+def address_spans(text: str) -> Iterator[Span]:
+    """Yield start and end of the addresses that `urls`, `emails` and `ips` find, kind by kind; they may overlap."""
+    if _may_hold_url(text):
+        yield from (found.span() for found in _URL.finditer(text))
+    if "@" in text:
+        yield from (found.span() for found in _EMAIL.finditer(text))
+    if text.count(":") > 1:
+        yield from _ip_v6_spans(text)
+    if text.count(".") > 2:
+        yield from _ip_v4_spans(text)
 
 
 def _ip_v4_spans(text: str) -> Iterator[Span]:

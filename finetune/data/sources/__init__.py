@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from finetune.data.rows import Record
-from finetune.data.sources.files import BATCH_ROWS, BUFFER, SourceFile
+from finetune.data.sources.batching import BATCH_CHARACTERS, BATCH_ROWS, batches_of, characters_of
+from finetune.data.sources.files import BUFFER, SourceFile
 from finetune.data.sources.finding import HUB, find_class_files, find_files, is_class_folder
 from finetune.errors import FinetuneError
 from finetune.registry import sources
+from finetune.urls import suffixes, without_secrets
 
-__all__ = ["BATCH_ROWS", "Record", "Source", "SourceFile", "known_suffixes", "open_source", "read"]
+__all__ = [
+    "BATCH_CHARACTERS",
+    "BATCH_ROWS",
+    "FIXED_COLUMNS",
+    "Record",
+    "Source",
+    "SourceFile",
+    "characters_of",
+    "known_suffixes",
+    "open_source",
+    "read",
+    "without_secrets",
+]
+
+# Formats whose records all have the columns of their file: a column that one lacks is missing in the whole file
+FIXED_COLUMNS = ("csv", "tsv", "parquet", "arrow")
+_FORMATS_OF_PATHS = ("hub", "folders")  # the path names them, whatever the suffixes
 
 
 @dataclass(frozen=True)
@@ -28,11 +45,14 @@ class Source:
     options: Mapping[str, Any]
 
     def batches(self) -> Iterator[tuple[int, list[Record]]]:
-        """Yield the index of a file with its next records, at most BATCH_ROWS; raise FinetuneError with its name."""
+        """Yield the index of a file with its next records; raise FinetuneError with the file's name.
+
+        A batch has at most BATCH_ROWS records, and BATCH_CHARACTERS characters unless it is a single record.
+        """
         records_of = sources.get(self.format).build(self.options)
         for index, file in enumerate(self.files):
-            records = iter(records_of(file))
-            while batch := _next_batch(file, records):
+            batches = batches_of(records_of(file))
+            while batch := _next_batch(file, batches):
                 yield index, batch
 
     def describe(self) -> dict[str, Any]:
@@ -42,7 +62,7 @@ class Source:
 
     def why_empty(self) -> str:
         """Return what was found in place of rows, for a source whose `batches` yield nothing."""
-        if self.format in {"hub", "folders"}:
+        if self.format in _FORMATS_OF_PATHS:
             return "none"
         size = 0
         for file in self.files:
@@ -54,13 +74,10 @@ class Source:
         return f"an empty file ({size} bytes)" if len(self.files) == 1 else f"empty files ({size} bytes)"
 
 
-def _next_batch(file: SourceFile, records: Iterator[Record]) -> list[Record]:
-    try:
-        return list(islice(records, BATCH_ROWS))
-    except FinetuneError as error:
-        raise FinetuneError(f"{file.name}: {error}") from None
-    except OSError as error:
-        raise FinetuneError(f"{file.name}: cannot be read ({error.strerror or error})") from None
+def _next_batch(file: SourceFile, batches: Iterator[list[Record]]) -> list[Record]:
+    with file.explained():
+        batch = next(batches, [])
+    return batch  # noqa: RET504 -- for mypy, an error may end in the block
 
 
 def _describe_files(files: Sequence[SourceFile], options: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001
@@ -86,15 +103,33 @@ def open_source(
     return Source(files, name, _checked(name, options))
 
 
-def read(path: Path) -> list[Record]:
-    """Return all records of a file, by the format that its suffix names; raise FinetuneError if there are none."""
-    source = open_source(str(path))
+def read(
+    path: Path,
+    format: tuple[str, Mapping[str, Any]] | None = None,  # noqa: A002 -- as the recipe calls it
+) -> list[Record]:
+    """Return all records of a file, by the format that its suffix names; raise FinetuneError if there are none.
+
+    `format`, a name and options, is that of other files: it counts for a file of its suffixes, or of an unknown one.
+    """
+    source = open_source(str(path), format if format and _may_be(format[0], str(path)) else None)
+    name = without_secrets(str(path))
     if len(source.files) == 1:  # messages about one file name it as the user did
-        source = replace(source, files=(replace(source.files[0], name=str(path)),))
+        source = replace(source, files=(replace(source.files[0], name=name),))
     records = [record for _, batch in source.batches() for record in batch]
     if not records:
-        raise FinetuneError(f"{path}: expected rows, found {source.why_empty()}")
+        raise FinetuneError(f"{name}: expected rows, found {source.why_empty()}")
     return records
+
+
+def _may_be(name: str, path: str) -> bool:
+    """Tell whether a format fits a path by its suffix, or by those of the files in a folder."""
+    formats = _formats_by_suffix()
+    own = "" if path == "-" else _format_of_path(path, formats)
+    if own or name in _FORMATS_OF_PATHS:
+        return own == name
+    files = [child.name for child in Path(path).iterdir()] if Path(path).is_dir() else [path]
+    found = {formats[suffix] for suffix in (suffixes(file)[0] for file in files) if suffix in formats}
+    return name in found or not found
 
 
 def known_suffixes() -> list[str]:
@@ -111,7 +146,7 @@ def _format_of_paths(paths: Sequence[str]) -> str:
     formats = _formats_by_suffix()
     kinds = {_format_of_path(path, formats) for path in paths}
     if len(kinds) > 1:
-        named = ", ".join(paths[:5])
+        named = ", ".join(map(without_secrets, paths[:5]))
         raise FinetuneError(
             f"expected files, folders of classes, names on the Hub or standard input, not some of each; found {named}"
         )
@@ -131,7 +166,9 @@ def _find(paths: Sequence[str], name: str) -> tuple[SourceFile, ...]:
         return find_class_files(paths)
     for path in paths:
         if name and (name == "hub") != path.startswith(HUB):
-            raise FinetuneError(f"{path}: expected `{HUB}NAME` with the format hub alone, found the format {name}")
+            raise FinetuneError(
+                f"{without_secrets(path)}: expected `{HUB}NAME` with the format hub alone, found the format {name}"
+            )
     formats = _formats_by_suffix()
     wanted = [suffix for suffix, found in formats.items() if name in {"", found}]
     return find_files(paths, wanted or list(formats))
@@ -143,7 +180,7 @@ def _format_of_files(files: Sequence[SourceFile]) -> str:
         if file.suffix not in formats:
             ends = ", ".join(f".{suffix}" for suffix in known_suffixes())
             found = f".{file.suffix}" if file.suffix else "no suffix"
-            where = file.path if len(files) == 1 else file.name
+            where = without_secrets(file.path) if len(files) == 1 else file.name
             raise FinetuneError(
                 f"{where}: expected a file that ends in one of {ends}; found {found}; or name its format"
             )

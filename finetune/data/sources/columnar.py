@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.rows import Record
-from finetune.data.sources.files import BATCH_ROWS, SourceFile
+from finetune.data.sources.batching import rows_at_once, slices_of
+from finetune.data.sources.files import SourceFile
 from finetune.errors import FinetuneError
 from finetune.registry import sources
+from finetune.urls import details_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,9 +27,12 @@ def parquet(file: SourceFile) -> Iterator[Record]:
 
     def batches() -> Iterator[pa.RecordBatch]:
         with pyarrow.parquet.ParquetFile(_opened(file)) as opened:
-            yield from opened.iter_batches(batch_size=BATCH_ROWS)
+            for index in range(opened.num_row_groups):
+                group = opened.metadata.row_group(index)
+                rows = rows_at_once(group.num_rows, group.total_byte_size)
+                yield from opened.iter_batches(batch_size=rows, row_groups=[index])
 
-    return _safely(batches(), "Parquet")
+    return _safely(file, batches(), "Parquet")
 
 
 @sources.register("arrow", suffixes=("arrow", "feather"))
@@ -45,7 +50,7 @@ def arrow(file: SourceFile) -> Iterator[Record]:
         else:
             yield from map(_validated, pa.ipc.open_stream(opened))
 
-    return _safely(batches(), "Arrow")
+    return _safely(file, batches(), "Arrow")
 
 
 def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -65,8 +70,8 @@ def records_of(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Record]
     """Yield the rows of Arrow batches or tables as records, numbered from 1."""
     number = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            for values, reason in _rows(batch.slice(start, BATCH_ROWS)):
+        for part in slices_of(batch):
+            for values, reason in _rows(part):
                 number += 1
                 yield Record(number, {} if reason else values, reason)
 
@@ -83,14 +88,14 @@ def _opened(file: SourceFile) -> Any:
     return pa.OSFile(file.path)
 
 
-def _safely(batches: Iterator[pa.RecordBatch], kind: str) -> Iterator[Record]:
+def _safely(file: SourceFile, batches: Iterator[pa.RecordBatch], kind: str) -> Iterator[Record]:
     import pyarrow as pa
 
     try:
         yield from records_of(batches)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(f"expected a whole {kind} file, found something else ({first})") from None
+        details = details_of(error, file.path)
+        raise FinetuneError(f"expected a whole {kind} file, found something else ({details})") from None
 
 
 def _rows(batch: pa.RecordBatch | pa.Table) -> Iterator[tuple[dict[str, Any], str]]:

@@ -43,10 +43,9 @@ def _describe(files: Sequence[SourceFile], options: Mapping[str, Any]) -> dict[s
 
 
 def _encoding_of(file: SourceFile) -> str:
-    try:
-        return find_encoding(file, AUTO)[0]
-    except FinetuneError as error:
-        raise FinetuneError(f"{file.name}: {error}") from None
+    with file.explained():
+        encoding, _ = find_encoding(file, AUTO)
+    return encoding
 
 
 @sources.register("csv", suffixes=("csv",), check=_check, describe=_describe)

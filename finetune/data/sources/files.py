@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import io
@@ -11,17 +12,15 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
 
 from finetune.errors import FinetuneError
+from finetune.urls import details_of, is_url, suffixes, without_secrets
 
-BATCH_ROWS = 10_000
 BUFFER = 1 << 20
-COMPRESSIONS = ("gz", "zst")
 STANDARD_INPUT = "standard input"
 _COMPRESSED_BLOCK = 1 << 16
 # What stores of files say about a file's content, and about when it changed; each store has its own names
@@ -33,11 +32,12 @@ _TIME_MARKS = ("LastModified", "last_modified", "mtime", "updated", "created")
 class SourceFile:
     """One file of raw rows.
 
-    `path` is what is opened: a local path, a URL, or the copy of standard input. `name` stands in messages and in
-    `dropped.jsonl`. `suffix` is in lower case, without its dot and without the compression: `csv` for `a.csv.gz`.
+    `path` is what is opened: a local path, a URL, or the copy of standard input; it may hold a password. `name` stands
+    in messages and in `dropped.jsonl`, and holds no secrets. `suffix` is in lower case, without its dot and without the
+    compression: `csv` for `a.csv.gz`.
     """
 
-    path: str
+    path: str = field(repr=False)
     name: str
     suffix: str
 
@@ -63,35 +63,25 @@ class SourceFile:
         """Return the SHA-256 of the file's bytes, or what a remote store offers in its place."""
         if self.is_remote and (marks := _remote_marks(self.path)):
             return marks
+        with self.explained(), open_url(self.path) if self.is_remote else Path(self.path).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return digest  # noqa: RET504 -- for mypy, an error may end in the block
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Make a FinetuneError with the file's name of what opening and reading the file raise inside."""
         try:
-            with open_url(self.path) if self.is_remote else Path(self.path).open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-        except OSError as error:
-            raise FinetuneError(f"{self.name}: cannot be read ({error.strerror or error})") from None
-
-
-def is_url(path: str) -> bool:
-    """Tell whether a path is a URL such as `s3://bucket/rows.csv`."""
-    return "://" in path
-
-
-def path_parts(path: str) -> tuple[str, ...]:
-    """Return the names of the folders and of the file in a local path or URL."""
-    if not is_url(path):
-        return Path(path).parts
-    inner = path.split("::")[0]  # chained URLs, such as zip://rows.csv::s3://bucket/archive.zip
-    if inner.startswith(("http://", "https://")):
-        inner = unquote(urlsplit(inner).path)
-    return PurePosixPath(inner.partition("://")[2] or inner).parts
-
-
-def suffixes(path: str) -> tuple[str, str]:
-    """Return the suffix of a path and its compression, lower case and without dots; each may be empty."""
-    name = PurePosixPath((path_parts(path) or ("",))[-1])
-    compression = name.suffix.removeprefix(".").lower()
-    if compression in COMPRESSIONS:
-        return PurePosixPath(name.stem).suffix.removeprefix(".").lower(), compression
-    return compression, ""
+            yield
+        except FinetuneError as error:
+            raise FinetuneError(f"{self.name}: {error}") from None
+        except AssertionError:
+            raise
+        except Exception as error:
+            if self.is_remote:  # each protocol has exceptions of its own
+                raise FinetuneError(f"{self.name}: cannot be read ({details_of(error, self.path)})") from None
+            if isinstance(error, OSError):
+                raise FinetuneError(f"{self.name}: cannot be read ({error.strerror or error})") from None
+            raise
 
 
 @functools.cache
@@ -107,13 +97,15 @@ def spool_standard_input() -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system for a URL and the path in it; raise FinetuneError when its library is missing."""
+    """Return fsspec's file system for a URL and the path in it; raise FinetuneError when there is none."""
     import fsspec
 
     try:
         return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
-    except (ImportError, ValueError) as error:
-        raise FinetuneError(f"{url}: expected a URL that fsspec can open, found none ({error})") from None
+    except Exception as error:  # noqa: BLE001 -- some protocols connect at once
+        raise FinetuneError(
+            f"expected a URL that fsspec can open, found {without_secrets(url)} ({details_of(error, url)})"
+        ) from None
 
 
 def open_url(url: str) -> BinaryIO:
@@ -122,9 +114,9 @@ def open_url(url: str) -> BinaryIO:
     try:
         return system.open(path, "rb")  # type: ignore[no-any-return]
     except FileNotFoundError:
-        raise FinetuneError(f"expected a file of rows, found nothing at {url}") from None
+        raise FinetuneError(f"expected a file of rows, found nothing at {without_secrets(url)}") from None
     except Exception as error:  # noqa: BLE001 -- each protocol has exceptions of its own
-        raise FinetuneError(f"{url} cannot be opened ({type(error).__name__}: {error})") from None
+        raise FinetuneError(f"{without_secrets(url)} cannot be opened ({details_of(error, url)})") from None
 
 
 def _remote_marks(url: str) -> dict[str, str]:

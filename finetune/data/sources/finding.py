@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from finetune.data.sources.files import (
-    STANDARD_INPUT,
-    SourceFile,
-    filesystem,
-    is_url,
-    path_parts,
-    spool_standard_input,
-    suffixes,
-)
+from finetune.data.sources.files import STANDARD_INPUT, SourceFile, filesystem, spool_standard_input
 from finetune.errors import FinetuneError, suggestion
+from finetune.urls import details_of, is_url, path_parts, suffixes, without_secrets
 
 HUB = "hub:"
 CLASS_SUFFIX = "txt"
@@ -49,12 +42,23 @@ def with_names(paths: Sequence[str]) -> tuple[SourceFile, ...]:
     """Return files with short names that tell them apart: `b.csv` alone, `a/b.csv` among several."""
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
-        raise FinetuneError(f"{twice[0]}: expected different files, found this one more than once; name it once")
+        raise FinetuneError(
+            f"{without_secrets(twice[0])}: expected different files, found this one more than once; name it once"
+        )
     parts = [path_parts(path) for path in paths]
     depth = 1 if len(paths) == 1 else 2
     while len({found[-depth:] for found in parts}) < len(parts) and depth < max(map(len, parts)):
         depth += 1
-    return tuple(_named(path, "/".join(found[-depth:])) for path, found in zip(paths, parts, strict=True))
+    names = _numbered(["/".join(found[-depth:]) for found in parts])
+    return tuple(_named(path, name) for path, name in zip(paths, names, strict=True))
+
+
+def _numbered(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names, those that came before with a number; the queries of URLs, which are not shown, may differ."""
+    seen = Counter[str]()
+    for name in names:
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name} ({seen[name]})"
 
 
 def _named(path: str, name: str) -> SourceFile:
@@ -76,7 +80,7 @@ def _expand(path: str, wanted: Collection[str]) -> list[str]:
         return _expand_folder(Path(path), wanted)
     found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())  # noqa: PTH207 -- `**`
     if not found:
-        raise FinetuneError(f"{path}: expected a file of rows, found nothing{_beside(Path(path))}")
+        raise FinetuneError(f"{without_secrets(path)}: expected a file of rows, found nothing{_beside(Path(path))}")
     return found
 
 
@@ -88,9 +92,11 @@ def _expand_url(url: str) -> list[str]:
     try:
         found = sorted(system.glob(path))
     except Exception as error:  # noqa: BLE001 -- each protocol has exceptions of its own
-        raise FinetuneError(f"{url}: cannot be listed ({type(error).__name__}: {error})") from None
+        raise FinetuneError(f"{without_secrets(url)}: cannot be listed ({details_of(error, url)})") from None
     if not found:
-        raise FinetuneError(f"{url}: expected files of rows, found nothing")
+        raise FinetuneError(f"{without_secrets(url)}: expected files of rows, found nothing")
+    if url.endswith(path):  # what stands in front of the path may be a user and a host
+        return [url.removesuffix(path) + name for name in found]
     return [system.unstrip_protocol(name) for name in found]
 
 

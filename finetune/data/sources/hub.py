@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.rows import Record
+from finetune.data.sources.batching import BATCH_ROWS
 from finetune.data.sources.columnar import records_of
-from finetune.data.sources.files import BATCH_ROWS, SourceFile
+from finetune.data.sources.files import SourceFile
 from finetune.errors import FinetuneError
 from finetune.registry import sources
+from finetune.urls import details_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +49,7 @@ def hub(
         import datasets
     except ImportError:
         raise FinetuneError(
-            "expected the library datasets for hub: sources; install it: pip install 'finetune-toolkit[evaluate]'"
+            "expected the library datasets for hub: sources; install it: pip install 'finetune-toolkit[hub]'"
         ) from None
     name, revision = _name_and_revision(file)
     commit = None if Path(name).is_dir() else _commit(name, revision)
@@ -60,7 +62,7 @@ def hub(
     except FinetuneError:
         raise
     except Exception as error:  # noqa: BLE001 -- the library passes on whatever its many readers raise
-        raise FinetuneError(f"cannot be loaded ({type(error).__name__}: {_first_line(error)})") from None
+        raise FinetuneError(f"cannot be loaded ({details_of(error, file.path)})") from None
 
 
 def _name_and_revision(file: SourceFile) -> tuple[str, str | None]:
@@ -83,16 +85,12 @@ def _commit(name: str, revision: str | None) -> str:
         known = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "refs" / (revision or "main")
         if not known.is_file():
             raise FinetuneError(
-                f"the Hub's dataset {name} cannot be reached ({type(error).__name__}: {_first_line(error)}), and there "
+                f"the Hub's dataset {name} cannot be reached ({details_of(error, name)}), and there "
                 "is no copy on this machine; check the name, the revision and the connection"
             ) from None
         return known.read_text(encoding="ascii").strip()
     assert found, "the Hub's answer has a commit"
     return str(found)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0]
 
 
 def _folder_digest(folder: Path) -> str:

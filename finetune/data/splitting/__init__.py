@@ -5,7 +5,6 @@ from __future__ import annotations
 from finetune.data.splitting.base import SPLITS, SplitInput, check_fractions
 from finetune.data.splitting.drawn import grouped, random, stratified, stratified_grouped
 from finetune.data.splitting.given import by_hash, by_time, predefined
-from finetune.data.splitting.strata import too_small
 
 __all__ = [
     "SPLITS",
@@ -18,5 +17,4 @@ __all__ = [
     "random",
     "stratified",
     "stratified_grouped",
-    "too_small",
 ]

@@ -70,7 +70,8 @@ def deal(strata: Strata, shares: Sequence[float], seed: int) -> NDArray[np.int8]
     Vlahavas 2011, "On the stratification of multi-label data"): label by label, the one with the fewest rows first,
     all at once rather than row by row. A label's rows in a split are within one of its share where single rows with
     one label allow it, and a label with at least as many clusters as splits is in every split; of a rarer one the
-    first row goes to the split with the largest share. The `shares` are above 0 and add up to 1.
+    first row goes to the split with the largest share. The bins of a number are held to their shares alone, and no
+    split is left without rows. The `shares` are above 0 and add up to 1.
     """
     import numpy as np
 
@@ -147,7 +148,7 @@ class _Greedy:
     def _allowed(self, pairs: Sequence[tuple[int, int]]) -> Sequence[int]:
         """Return the splits that this cluster may go to, if every label is to get into every split."""
         allowed: Sequence[int] = self.splits
-        for label, _ in pairs:
+        for label, _ in pairs[-1:] if self.table.strata.bins else pairs:
             if self.waiting[label] > len(self.splits) or self.table.clusters[label] < len(self.splits):
                 continue
             lacking = [split for split in allowed if not self.dealt[label][split]]
@@ -204,13 +205,18 @@ def _allot(table: _Table, label: int, count: int) -> list[int]:
     desired = [share * table.rows[label] - has for share, has in zip(table.shares, dealt, strict=True)]
     lags = table.lags(count)
     least = [0] * len(dealt)
-    if table.clusters[label] >= len(dealt):
-        lacking = sorted((split for split, has in enumerate(dealt) if not has), key=lambda split: -desired[split])
-        for split in lacking[:count]:
-            least[split] = 1
-    elif count and not any(dealt):
+    if table.strata.bins and label < table.strata.labels:
+        behind = int(table.rows[-1] - table.dealt[-1].sum()) - count
+        lacking = [split for split, has in enumerate(table.dealt[-1].tolist()) if not has]
+        first = sorted(lacking, key=lambda split: -lags[split])[: max(len(lacking) - behind, 0)]
+    elif table.clusters[label] >= len(dealt):
+        first = sorted((split for split, has in enumerate(dealt) if not has), key=lambda split: -desired[split])
+    else:
         # Too rare for every split: a label that is judged but never learned would help nobody
-        least[max(range(len(dealt)), key=lambda split: (table.shares[split], lags[split]))] = 1
+        largest = max(range(len(dealt)), key=lambda split: (table.shares[split], lags[split]))
+        first = [] if any(dealt) else [largest]
+    for split in first[:count]:
+        least[split] = 1
     return round_to_sum(_without_negatives(desired, count), lags, count, least)
 
 

@@ -86,8 +86,8 @@ def stratified(
 
     Several labels, and the types of entities in tags, are divided by iterative stratification, numbers by `bins`
     quantiles; without a target the split is drawn at random. A label with as many clusters as there are splits is in
-    every split. With `folds`, where each row has one label and is its own cluster, the test split is one fold of
-    scikit-learn's `StratifiedKFold(folds, shuffle=True, random_state=seed)`.
+    every split; of a number only the shares are kept. With `folds`, where each row has one label and is its own
+    cluster, the test split is one fold of scikit-learn's `StratifiedKFold(folds, shuffle=True, random_state=seed)`.
     """
     return _in_proportion(rows, seed, (train, validation, test), folds, fold, bins, "StratifiedKFold")
 
@@ -158,7 +158,7 @@ def _in_proportion(
     strata = build_strata(pairs, clusters)
     if folds is None:
         return deal(strata, [fraction for fraction in fractions if fraction], seed)[clusters.of]
-    if rows.kind in ("label", "number") and (clusters.single or method == "StratifiedGroupKFold"):
+    if rows.kind == "label" and (clusters.single or method == "StratifiedGroupKFold"):
         tested = _tested(method, pairs, clusters, folds, fold, seed)
     else:
         tested = deal(strata, [1 / folds] * folds, seed) == fold

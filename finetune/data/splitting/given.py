@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.splitting.base import (
     ColumnName,
+    Fold,
+    Folds,
     Fraction,
     FractionOrNone,
     SplitInput,
@@ -41,29 +43,46 @@ def by_time(
     train: Fraction = 0.8,
     validation: Fraction = 0.1,
     test: FractionOrNone = 0.1,
+    folds: Folds = None,
+    fold: Fold = 0,
 ) -> NDArray[np.int8]:
     """Return each row's split by the column `by`: the oldest rows train, the newest test.
 
     The column holds numbers, or dates and times of ISO 8601; those without a time zone are in UTC. Equal times keep
     the order of the file, and may be divided. A cluster goes where its latest row belongs: no row for training is
     later than one for validation, and none of these later than one for testing, but for the older rows of a cluster.
+    With `folds` the window that is trained and validated on grows from fold to fold: it is what scikit-learn's
+    `TimeSeriesSplit(folds)` trains on. All later rows test, so that no row is lost and none of the future is learned:
+    a fold tests on its own block and on those behind it, which the folds behind it test again.
     Raise FinetuneError with the rows whose value is neither.
     """
     import numpy as np
 
-    clusters = find_clusters(rows, 3 if test else 2, "every split to have one")
+    if folds is None:
+        clusters = find_clusters(rows, 3 if test else 2, "every split to have one")
+    else:
+        clusters = find_clusters(rows, folds + 2, f"{folds} folds behind a first window with train and validation")
     latest = np.full(len(clusters.sizes), -np.inf)
     np.maximum.at(latest, clusters.of, _moments(rows, by))
     order = np.argsort(latest, kind="stable")
     sizes = clusters.sizes[order]
     middles = np.cumsum(sizes) - sizes / 2
-    bounds = np.array([train, train + validation]) * len(clusters.of)
+    bounds = _bounds(len(clusters.of), train, validation, folds, fold)
     first, second = np.searchsorted(middles, bounds).tolist()
-    first = min(max(first, 1), len(order) - (2 if test else 1))
-    second = min(max(second, first + 1), len(order) - 1) if test else len(order)
+    tested = bool(test) or folds is not None
+    first = min(max(first, 1), len(order) - (2 if tested else 1))
+    second = min(max(second, first + 1), len(order) - 1) if tested else len(order)
     splits = np.empty(len(order), np.int8)
     splits[order] = np.repeat(np.arange(3), (first, second - first, len(order) - second))
     return splits[clusters.of]
+
+
+def _bounds(count: int, train: float, validation: float, folds: int | None, fold: int) -> tuple[float, float]:
+    """Return behind how many rows validation and test begin."""
+    if folds is None:
+        return train * count, (train + validation) * count
+    window = count - (folds - fold) * (count // (folds + 1))  # the rest of the division is in the first window
+    return window * train / (train + validation), window
 
 
 @splitters.register("hash", check=check_fractions, needs=_needs_by)
@@ -76,21 +95,30 @@ def by_hash(
     train: Fraction = 0.8,
     validation: Fraction = 0.1,
     test: FractionOrNone = 0.1,
+    folds: Folds = None,
+    fold: Fold = 0,
 ) -> NDArray[np.int8]:
     """Return each row's split by a hash of the column `by`, or of its text, so that new rows never move old ones.
 
     Equal values are in one split. The sizes are near their fractions for many rows, and exact for none. Another `salt`
     gives another split; the seed does not matter. A cluster goes where its first row belongs, so that a duplicate
-    added behind it follows; a new row that ties two clusters together moves the later one.
+    added behind it follows; a new row that ties two clusters together moves the later one. With `folds` the first
+    digit of the hash to the base of `folds` is the fold that tests a row, and what is behind that digit decides
+    between train and validation in the other folds.
     Raise FinetuneError with the rows that have no value in the column.
     """
     import numpy as np
 
     hashed = _hash_values(rows, by) if by else rows.keys[:, 0] ^ (rows.keys[:, 1] << np.uint64(1))
     clusters = find_clusters(rows, 0, "")
-    position = _mix(hashed[clusters.first] ^ np.uint64(_hash(salt))) / 2.0**64
-    bounds = [train, train + validation] if test else [train]
-    return np.searchsorted(bounds, position, side="right").astype(np.int8)[clusters.of]
+    position = (_mix(hashed[clusters.first] ^ np.uint64(_hash(salt))) >> np.uint64(11)) / 2.0**53  # below 1
+    if folds is None:
+        bounds = [train, train + validation] if test else [train]
+        splits = np.searchsorted(bounds, position, side="right")
+    else:
+        behind, digit = np.modf(position * folds)
+        splits = np.where(digit == fold, 2, behind >= train / (train + validation))
+    return splits.astype(np.int8)[clusters.of]
 
 
 @splitters.register("predefined", given=True, needs=lambda options: [options["column"]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.splitting.base import Clusters, SplitInput, encode, find_clusters, in_chunks
+from finetune.data.splitting.base import Clusters, SplitInput, encode, in_chunks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 class LabelPairs:
     """Every pair of a row and one of its labels, once, by row; a row without labels is in no pair.
 
-    `row` and `label` have the shape (pairs,); `label` is a place in `names`.
+    `row` and `label` have the shape (pairs,); `label` is a place in `names`. With `bins` the labels are the bins of a
+    number: they keep the splits alike, but no split needs a row of every one.
     """
 
     row: NDArray[np.int64]
     label: NDArray[np.int64]
     names: list[str]
+    bins: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Strata:
     """Clusters as the things to deal: how many rows each has, and how many of them under each label.
 
     `sizes` has the shape (clusters,); `cluster`, `label` and `rows` (pairs,) say, sorted by cluster and label, how
-    many `rows` of a `cluster` carry a `label` out of `labels`.
+    many `rows` of a `cluster` carry a `label` out of `labels`. With `bins` the labels are the bins of a number.
     """
 
     sizes: NDArray[np.int64]
@@ -37,6 +39,7 @@ class Strata:
     label: NDArray[np.int64]
     rows: NDArray[np.int64]
     labels: int
+    bins: bool = False
 
     def take(self, chosen: NDArray[np.bool_]) -> Strata:
         """Return the chosen clusters alone, renumbered; `chosen` has the shape (clusters,)."""
@@ -45,7 +48,7 @@ class Strata:
         places = np.cumsum(chosen) - 1
         kept = chosen[self.cluster]
         cluster = places[self.cluster[kept]]
-        return Strata(self.sizes[chosen], cluster, self.label[kept], self.rows[kept], self.labels)
+        return Strata(self.sizes[chosen], cluster, self.label[kept], self.rows[kept], self.labels, self.bins)
 
 
 def label_pairs(rows: SplitInput, bins: int = 10) -> LabelPairs:
@@ -62,36 +65,19 @@ def label_pairs(rows: SplitInput, bins: int = 10) -> LabelPairs:
         return _list_pairs(rows.target, tags=rows.kind == "tags")
     codes, names = _quantiles(rows.target, bins) if rows.kind == "number" else encode(rows.target)
     known = np.flatnonzero(codes >= 0)
-    return LabelPairs(known, codes[known], names)
+    return LabelPairs(known, codes[known], names, bins=rows.kind == "number")
 
 
 def build_strata(pairs: LabelPairs, clusters: Clusters) -> Strata:
     """Return how many rows each cluster has under each label."""
     import numpy as np
 
+    count = len(pairs.names)
     if clusters.single:
-        return Strata(clusters.sizes, clusters.of[pairs.row], pairs.label, np.ones_like(pairs.row), len(pairs.names))
-    labels = max(len(pairs.names), 1)
-    places, rows = np.unique(clusters.of[pairs.row] * labels + pairs.label, return_counts=True)
-    return Strata(clusters.sizes, places // labels, places % labels, rows, len(pairs.names))
-
-
-def too_small(rows: SplitInput, splits_wanted: int) -> list[tuple[str, int]]:
-    """Return the labels with fewer clusters than splits are wanted, and how many they have, the smallest first.
-
-    Such a label cannot be in every split. The bins of a number are made to have enough rows and are not named.
-    """
-    import numpy as np
-
-    if rows.kind == "number":
-        return []
-    pairs = label_pairs(rows)
-    strata = build_strata(pairs, find_clusters(rows, 0, ""))
-    counts = np.bincount(strata.label, minlength=len(pairs.names)).tolist()
-    return sorted(
-        ((name, count) for name, count in zip(pairs.names, counts, strict=True) if count < splits_wanted),
-        key=lambda found: (found[1], found[0]),
-    )
+        ones = np.ones_like(pairs.row)
+        return Strata(clusters.sizes, clusters.of[pairs.row], pairs.label, ones, count, pairs.bins)
+    places, rows = np.unique(clusters.of[pairs.row] * max(count, 1) + pairs.label, return_counts=True)
+    return Strata(clusters.sizes, places // max(count, 1), places % max(count, 1), rows, count, pairs.bins)
 
 
 def _quantiles(target: Any, bins: int) -> tuple[NDArray[np.int64], list[str]]:
