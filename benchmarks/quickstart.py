@@ -75,7 +75,7 @@ def training_speed(work: Path, repeats: int) -> str:
         model, optimizer = accelerator.prepare(loaded.model, adamw(loaded.model.named_parameters(), 1e-5))
         learner = Learner(accelerator, model, optimizer, freezing, open_task("text-classification", {})[0], tokenizer)
         steps = total_steps(len(split), batch_size=size, accumulation=1, epochs=1, max_steps=None)
-        lengths = split.lengths
+        lengths = split.features.lengths
         yield_ready = optimizer_steps(
             learner, split.features,
             lambda epoch: step_groups(lengths, batch_size=size, accumulation=1, seed=1, epoch=epoch),
