@@ -118,6 +118,9 @@ def print_preview(rows: Sequence[tuple[str, str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    if not rows:
+        print("data.augment makes no row: its operations change nothing, or only to texts that are there already")
+        return
     table = Table("operation", "before", "after", show_lines=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -127,6 +130,7 @@ def print_preview(rows: Sequence[tuple[str, str, str]]) -> None:
 def print_data(report: Mapping[str, Any]) -> None:
     """Print what became of the rows, what was found, and what to do next, in a dozen lines."""
     from finetune.reports.next_steps import next_steps
+    from finetune.reports.wording import many
 
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in report["dropped"].items())
     sizes = ", ".join(f"{name} {count:,}" for name, count in report["splits"].items())
@@ -142,8 +146,8 @@ def print_data(report: Mapping[str, Any]) -> None:
     steps = next_steps(report)
     for number, step in enumerate(steps[:SHOWN_STEPS]):
         print(f"{'' if number else 'next':<10} {step}")
-    more = [f"{len(serious) - SHOWN_FINDINGS} more findings"] * (len(serious) > SHOWN_FINDINGS)
-    more += [f"{len(steps) - SHOWN_STEPS} more steps"] * (len(steps) > SHOWN_STEPS)
+    more = [many(len(serious) - SHOWN_FINDINGS, "more finding")] * (len(serious) > SHOWN_FINDINGS)
+    more += [many(len(steps) - SHOWN_STEPS, "more step")] * (len(steps) > SHOWN_STEPS)
     if more:
         print(f"{'':<10} {' and '.join(more)}: see the report")
 

@@ -91,7 +91,12 @@ class Job:
             fresh,
             lambda: PreparedData(folder),
             lambda: prepare(
-                self.recipe, folder, allow_code=self.runtime.allow_code, inputs=inputs, progress=self.progress
+                self.recipe,
+                folder,
+                allow_code=self.runtime.allow_code,
+                inputs=inputs,
+                reuse_rows=not (asked and self.force),
+                progress=self.progress,
             ),
         )
         return self._data

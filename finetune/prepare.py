@@ -50,12 +50,14 @@ def prepare(
     *,
     allow_code: bool = False,
     inputs: dict[str, Any] | None = None,
+    reuse_rows: bool = True,
     progress: Progress | None = None,
 ) -> PreparedData:
     """Build the prepared data in `folder`, replacing what was there; return it.
 
     `inputs` are the recipe's `tokens_inputs`, if they are known already: large files are not read twice to hash them.
-    If only what decides the tokens has changed, the rows that are there are tokenized again, and not cleaned again.
+    If only what decides the tokens has changed, the rows that are there are tokenized again, and not cleaned again,
+    unless `reuse_rows` says otherwise.
     Raises FinetuneError for data that cannot be used as it is, with the lines at fault.
     """
     progress = progress or Silent()
@@ -67,7 +69,7 @@ def prepare(
     with building(folder) as partial:
         scratch = partial / "rows"
         scratch.mkdir()
-        rows = stored_rows(folder, partial, rows_fingerprint, progress)
+        rows = stored_rows(folder, partial, rows_fingerprint, progress) if reuse_rows else None
         if rows is None:
             rows = new_rows(recipe, columns, spec, scratch, partial, folder, progress)
         tokenizer = _tokenizer(recipe, columns, model_folder, rows, partial, allow_code)
@@ -88,8 +90,10 @@ def prepare(
         if limits.overflow == "error":
             _refuse_long_rows(tokens, limits)
         report = {**rows.report, "name": recipe.name, **tokens_report(recipe, tokens, limits)}
-        if rows.missed:
-            report.setdefault("augmented", {"rows": 0, "operations": {}})["not_made"] = rows.missed
+        report["trains"] = spec.trains and not recipe.tokenizer
+        if limit := _model_limit(recipe, model_folder, tokenizer):
+            report["tokens"]["model_limit"] = limit
+        _report_misses(report, rows.missed)
         if recipe.tokenizer:
             report["tokenizer"] = {"name": recipe.tokenizer.name, "vocabulary": len(tokenizer)}
         report["next_steps"] = next_steps(report)
@@ -156,7 +160,7 @@ def _tokenizer(
 def _limits(recipe: Recipe, columns: Columns, model_folder: Path, tokenizer: Any, rows: RowsPart) -> Limits:
     """Return how long a row may become; raise FinetuneError if that is more than the model reads."""
     model = recipe.model
-    most = context_length(model_folder, tokenizer) if recipe.tokenizer is None else None
+    most = _model_limit(recipe, model_folder, tokenizer)
     if model.max_length == "auto":
         length = _auto_length(Encoder.of(tokenizer, Limits(10**9)), columns, rows, most)
     else:
@@ -164,6 +168,11 @@ def _limits(recipe: Recipe, columns: Columns, model_folder: Path, tokenizer: Any
         if recipe.tokenizer is None:
             check_context(model_folder, tokenizer, length)
     return Limits(length, model.overflow, model.stride if model.overflow == "window" else 0)
+
+
+def _model_limit(recipe: Recipe, model_folder: Path, tokenizer: Any) -> int | None:
+    """Return how many tokens the model reads, if that is known and its own tokenizer is used."""
+    return context_length(model_folder, tokenizer) if recipe.tokenizer is None else None
 
 
 def _auto_length(encoder: Encoder, columns: Columns, rows: RowsPart, most: int | None) -> int:
@@ -193,6 +202,21 @@ def _refuse_long_rows(tokens: Tokens, limits: Limits) -> None:
             f"model.overflow: expected rows of at most {limits.max_length} tokens, found longer ones: {listed}. Raise "
             "model.max_length, or set model.overflow: window, or truncate."
         )
+
+
+def _report_misses(report: dict[str, Any], missed: int) -> None:
+    """Say how many rows augmentation could not make; if those are most of them, that is a finding."""
+    if not missed:
+        return
+    made = report.setdefault("augmented", {"rows": 0, "operations": {}})
+    made["not_made"] = missed
+    if missed > made["rows"]:
+        message = (
+            f"{missed} of {missed + made['rows']} rows of data.augment were not made: its operations change nothing in "
+            "their texts, or give texts that are there already; choose other operations, or fewer copies."
+        )
+        finding = Finding("augmentation", "warning", missed, message, [])
+        report["warnings"] = [*report["warnings"], finding.as_json()]
 
 
 def _note(report: dict[str, Any], progress: Progress) -> None:

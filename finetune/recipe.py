@@ -232,10 +232,15 @@ def _check_setting(name: str, value: object) -> tuple[str | None, dict[str, Any]
 def _checks(value: object) -> object:
     if not isinstance(value, dict):
         raise ValueError(f"expected a mapping such as `imbalance: error`, found {value!r}")
-    checked, problems = {}, []
+    checked = {}
+    problems: list[tuple[Keys, str]] = []
     for name, setting in value.items():
         try:
             severity, options = _check_setting(name, setting)
+        except _BadOptions as error:
+            known = list(error.options.model_fields)
+            problems += [((name, *found["loc"]), _explain(found, known, None)) for found in error.error.errors()]
+            continue
         except (FinetuneError, ValueError) as error:
             problems.append(((name,), str(error)))
             continue

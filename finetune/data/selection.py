@@ -228,7 +228,7 @@ class Selector:
         texts, annotations = self._raw_values(records, "text"), self._raw_values(records, "spans")
         for index, (text, spans) in enumerate(zip(texts, annotations, strict=True)):
             tokens, tags, reason = read_spans(text, spans)
-            if not reason and blank_bounded(text, spans):
+            if not reason and (blank_bounded(text, spans) or any(_cuts_word(text, span) for span in spans)):
                 self._spans.count(_marked(text, spans), " ".join(tokens))
             values[tokens_role].append(tokens)
             values[self._tags].append(self._map_types(tags))
@@ -299,6 +299,12 @@ class Selector:
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def _cuts_word(text: str, span: Mapping[str, Any]) -> bool:
+    """Tell whether a span begins or ends within a word: mostly a slip of the annotation."""
+    places = (span["start"], span["end"])
+    return any(0 < place < len(text) and text[place - 1].isalnum() and text[place].isalnum() for place in places)
+
+
 def _marked(text: str, spans: Sequence[Mapping[str, Any]]) -> str:
     """Return a text with its spans in brackets, the last first, so that the places of the others stay right."""
     for span in sorted(spans, key=lambda span: span["start"], reverse=True):
@@ -324,6 +330,9 @@ def check_columns(sample: Sequence[Record], needed: Iterable[tuple[str, str]], s
             shown = ", ".join(map(str, found[:50])) or "no columns"
             known = role not in {"data.group_by", "data.split"}
             setting = f"Rename it, or set data.columns.{role}." if known else f"Correct {role}."
+            if len(found) == 1 and any(mark in str(found[0]) for mark in ";\t|"):
+                setting = "Is that the delimiter? Then set data.format: {name: csv, delimiter: auto}."
+                found = []
             raise FinetuneError(
                 f"{source}: expected a column {name!r} for {role}; found {shown}. "
                 f"{nearest(name, [str(key) for key in found])}{setting}"

@@ -133,10 +133,10 @@ class Deciding:
         repeated = repeats(inside)
         conflicting = find_conflicts(inside, self._target_codes()) if self.kind else repeated & False
         repeated &= ~conflicting
-        if self.data.conflicts == "error":
-            self._found_conflicts(conflicting, inside)
-        if repeated.any() and self.data.duplicates in {"error", "report"}:
-            self._found_repeats(repeated, inside)
+        if self.data.conflicts == "error":  # wherever the rows are
+            self._found_conflicts(find_conflicts(exact, self._target_codes()) if self.kind else conflicting, exact)
+        if self.data.duplicates in {"error", "report"}:
+            self._found_repeats(repeats(exact) & ~conflicting, exact)
         if self.data.conflicts == "drop":
             self.left.drop(conflicting, "conflicting_labels")
             repeated = repeated[~conflicting]
@@ -307,6 +307,8 @@ class Deciding:
         import numpy as np
 
         rows = np.flatnonzero(repeated)
+        if not len(rows):
+            return
         shown = [self.left.pair(int(clusters[row]), int(row)) for row in rows[:EXAMPLES]]
         lines = "; ".join("lines " + " and ".join(map(str, pair["lines"])) for pair in shown)
         texts = "1 text that repeats another" if len(rows) == 1 else f"{len(rows)} texts that repeat another"

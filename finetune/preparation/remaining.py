@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SHOWN_CHARACTERS = 300
 TOO_DEEP = {"unreadable": "nested too deeply"}
 
 
@@ -82,7 +83,10 @@ class Remaining:
 
     def text(self, row: int) -> str:
         """Return the beginning of a row's text."""
-        return " / ".join(str(self.rows.column(name)[row].as_py()) for name in self.text_columns)[:200]
+        texts = [str(self.rows.column(name)[row].as_py()) for name in self.text_columns]
+        return " / ".join(
+            text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…" for text in texts
+        )
 
     def pair(self, first: int, second: int) -> dict[str, Any]:
         """Return two rows side by side: their lines, and their files if there are several, and their texts."""

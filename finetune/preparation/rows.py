@@ -177,6 +177,7 @@ def stored_rows(folder: Path, partial: Path, rows_fingerprint: str, progress: Pr
             shutil.copyfile(folder / name, partial / name)
     stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     report = {key: value for key, value in stored.items() if key not in TOKEN_KEYS}
+    report["warnings"] = [finding for finding in report["warnings"] if finding["check"] != "augmentation"]
     tables = {name: read_stream(folder / f"{name}.arrow") for name in manifest["splits"]}
     readable = {name: table.drop_columns([*manifest["features"], "length"]) for name, table in tables.items()}
 
@@ -237,7 +238,8 @@ def _refuse(findings: Sequence[Finding], decided: Decided, folder: Path) -> None
         listed = folder.with_name(LEAKS)
         _write_lines(listed, decided.leaks)
         lines.append(f"  The leaks are listed in {listed} (the first {MOST_PAIRS_LISTED:,}, if there are more).")
-    lowered = [name for name in dict.fromkeys(finding.check for finding in errors) if name in registry.checks.names()]
+    checks = [finding.check for finding in errors if finding not in decided.problems]
+    lowered = [name for name in dict.fromkeys(checks) if name in registry.checks.names()]
     way_out = f", or lower what you accept: data.checks.{lowered[0]}: warning" if lowered else ""
     heading = f"the data has {len(errors)} error{'s' * (len(errors) > 1)}:"
     raise FinetuneError("\n".join([heading, *lines, f"Mend the data{way_out}."]))

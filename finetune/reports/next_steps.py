@@ -16,8 +16,8 @@ ADVICE = {
     "rare-labels": "Add rows for the rare labels, merge labels with `data.label_map`, or, where each row has one "
     "label, set `data.rare_labels: drop`.",
     "label-in-one-split": "Split with `data.split: stratified`, or add rows for the labels that a split lacks.",
-    "imbalance": "Add rows for the rare labels, or let `data.augment` with `balance: true` make some; "
-    "judge the model by a macro average, not by accuracy.",
+    "imbalance": "Add rows for the rare labels, or, where each row has one label, let `data.augment` with "
+    "`balance: true` make some; judge the model by a macro average, not by accuracy.",
     "conflicting-labels": "Decide on one label, or number, for each text that has several, and correct the source.",
     "label-variants": "Merge the spellings of a label with `data.label_map`.",
     "invalid-tags": "Correct the tags, or name the scheme that they follow with `data.tag_scheme`.",
@@ -45,6 +45,7 @@ ADVISED_REASONS = {
 # Findings that have a step of their own, with the counts of the report
 COUNTED = {"leaks", "duplicates", "near-duplicates", "many-dropped"}
 
+NOT_TRAINED = "The data is ready to be used; `finetune train` does not train this recipe yet."
 MANY_UNKNOWN = 0.01
 MANY_TOKENS_PER_WORD = 3.0
 
@@ -67,7 +68,9 @@ def next_steps(report: Mapping[str, Any]) -> list[str]:
     if only_checked(report):
         again = "Then run `finetune prepare RECIPE --check` again."
         return [*steps, again if must_change else "Run `finetune prepare RECIPE`."]
-    return [*steps, "Then run `finetune prepare RECIPE` again." if must_change else "Run `finetune train RECIPE`."]
+    if must_change:
+        return [*steps, "Then run `finetune prepare RECIPE` again."]
+    return [*steps, "Run `finetune train RECIPE`." if report.get("trains", True) else NOT_TRAINED]
 
 
 def only_checked(report: Mapping[str, Any]) -> bool:
@@ -109,6 +112,15 @@ def _lengths(report: Mapping[str, Any]) -> Iterator[str]:
         return
     longest = longest_row(tokens)
     target = f" to {longest:,} (enough for the longest row)" if longest else ""
+    limit = tokens.get("model_limit")
+    if limit and tokens.get("max_length") == limit:
+        yield (
+            f"Set `model.overflow: window`: the model reads at most {limit:,} tokens, and cutting takes "
+            f"{many(tokens.get('tokens_lost', 0), 'token')} from {many(tokens['rows_cut'], 'row')}."
+        )
+        return
+    if limit and longest > limit:
+        target = f" to at most {limit:,}, which is what the model reads"
     yield (
         f"Raise `model.max_length`{target} if the model can read as much, or set `model.overflow: window`: "
         f"cutting takes {many(tokens.get('tokens_lost', 0), 'token')} from {many(tokens['rows_cut'], 'row')}."
@@ -149,3 +161,5 @@ def _dropped(report: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"See why {part} are dropped." if only_checked(report) else f"Look through `dropped.jsonl`: {part} dropped."
         )
+    if report.get("dropped", {}).get("not_utf8"):
+        yield "Name the encoding of the files in `data.format`, or save them as UTF-8: some rows could not be decoded."

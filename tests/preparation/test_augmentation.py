@@ -205,3 +205,12 @@ def test_what_could_not_be_made_is_said_again_when_only_tokens_are_made_anew(wor
     again = world.prepare(rows, data=settings, model={"max_length": 6}).report["augmented"]
     assert first["not_made"] > 0
     assert again == first
+
+
+def test_an_augmentation_that_makes_little_is_a_finding(world: World) -> None:
+    rows = [{"body": f"nein{number}", "intent": "ab"[number % 2]} for number in range(60)]
+    augment = {"operations": ["synonyms"], "copies": 2}
+    data = world.prepare(rows, data={"augment": augment})
+    (found,) = [finding for finding in data.report["warnings"] if finding["check"] == "augmentation"]
+    assert found["count"] == 2 * data.report["splits"]["train"]
+    assert columns_of(data, "train")["operation"] == [None] * data.report["splits"]["train"]

@@ -168,3 +168,21 @@ def test_a_check_and_a_preview_at_once_are_refused(world: World) -> None:
     recipe = world.recipe_file(plain_rows(60), data={"augment": {"operations": ["swap"]}})
     done = finetune("prepare", recipe, "--check", "--preview", "3", cwd=world.folder, check=2)
     assert "found both" in done.stderr
+
+
+def test_a_misspelt_option_of_a_check_is_named(world: World) -> None:
+    with pytest.raises(RecipeError, match=r"data\.checks\.long-rows\.word: unknown setting, did you mean words\?"):
+        world.recipe(plain_rows(60), data={"checks": {"long-rows": {"word": 3}}})
+
+
+def test_a_forced_preparation_reads_the_source_again(world: World) -> None:
+    recipe = world.recipe_file(plain_rows(60))
+    finetune("prepare", recipe, "--output", "out", cwd=world.folder)
+    done = finetune("prepare", recipe, "--output", "out", "--force", cwd=world.folder)
+    assert "only their tokens" not in done.stderr
+
+
+def test_another_delimiter_is_guessed_at_in_the_message(world: World) -> None:
+    world.write(b"body;intent\na text;fruit\n", "semicolon.csv")
+    with pytest.raises(FinetuneError, match=r"found body;intent\. Is that the delimiter\?.*delimiter: auto"):
+        world.prepare(data={"source": str(world.folder / "semicolon.csv")})

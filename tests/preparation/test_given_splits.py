@@ -208,3 +208,20 @@ def test_what_the_refusal_advises_is_a_setting_that_a_recipe_takes(world: World)
     checks = dict.fromkeys(advised[1].split(", "), "warning") if advised else {}
     assert world.recipe(ROWS, data={"checks": checks}).data.checks.keys() == checks.keys()
     assert not re.search(r"[a-z.]Mend|jsonl\.\S", message.replace(str(Path("/")), "/")), "sentences are apart"
+
+
+def test_conflicts_between_given_splits_are_an_error_where_the_recipe_says_so(world: World) -> None:
+    rows = parts(train=[], test=[])
+    first = rows["train"][0]
+    other = "tool" if first["intent"] == "fruit" else "fruit"
+    rows["test"] = [*rows["test"], {**first, "intent": other}]
+    source = {name: world.write(part, f"{name}.jsonl") for name, part in rows.items()}
+    strict = {"source": source, "leaks": "report", "conflicts": "error"}
+    with pytest.raises(
+        FinetuneError, match=r"conflicting-labels: 1 text stands under different labels: lines 1 and"
+    ) as caught:
+        world.prepare(data=strict)
+    assert "data.checks" not in str(caught.value), "that would not lower it"
+    with pytest.raises(FinetuneError, match="duplicates: found 1 text that repeats another"):
+        same = {**source, "test": world.write([*rows["test"][:-1], first], "same.jsonl")}
+        world.prepare(data={"source": same, "leaks": "report", "duplicates": "error"})

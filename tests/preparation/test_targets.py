@@ -408,3 +408,17 @@ def test_a_file_without_the_column_is_named_even_if_others_have_it(world: World,
         world.write("\n".join(lines).encode(), name)
     with pytest.raises(FinetuneError, match=r"b\.csv: expected a column 'body' for text; found Body, intent"):
         world.prepare(data={"source": [str(world.folder / "a.csv"), str(world.folder / "b.csv")]})
+
+
+def test_spans_that_are_trimmed_or_cut_a_word_are_counted_and_shown(world: World) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": f"Ann{number} saw the old storm", "spans": [{"start": 0, "end": 3 + len(str(number)), "label": "PER"}]}
+        for number in range(60)
+    ]
+    rows[3]["spans"][0]["end"] += 1  # the blank behind the name
+    rows[7]["spans"][0]["end"] = 2
+    columns = {"text": "text", "spans": "spans"}
+    data = world.prepare(rows, task="token-classification", data={"columns": columns})
+    spans = data.report["cleaners"][0]
+    assert (spans["name"], spans["rows_touched"]) == ("spans", 2)
+    assert spans["examples"][1] == {"before": "[An]n7 saw the old storm", "after": "An n7 saw the old storm"}
