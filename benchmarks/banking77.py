@@ -18,17 +18,17 @@ from typing import Any
 from _measure import ROOT, machine, run_child, table, trainer_arguments, trainer_rows, write_section
 
 from finetune.artifacts import PreparedData, Run
-from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.predictions.labels import LabelPredictions
 from finetune.evaluation.statistics import paired_bootstrap
 from finetune.inference import open_run
 from finetune.models.freezing import apply_freezing
-from finetune.models.loading import find_model, load_classifier
+from finetune.models.loading import Head, ModelSettings, find_model, load_model
 from finetune.runtime import Runtime
 
 HEADER = ["seed", "finetune", "TF-IDF", "Trainer", "finetune - Trainer", "int8's drop", "int8 agrees", "int8 size"]
 
 
-def train_with_trainer(run: Run, data: PreparedData, folder: Path, seed: int) -> Predictions:
+def train_with_trainer(run: Run, data: PreparedData, folder: Path, seed: int) -> LabelPredictions:
     """Train the same model on the same rows with transformers' Trainer; return its predictions for the test split."""
     import numpy as np
     import torch
@@ -36,7 +36,7 @@ def train_with_trainer(run: Run, data: PreparedData, folder: Path, seed: int) ->
 
     recipe = run.recipe
     torch.manual_seed(seed)
-    loaded = load_classifier(find_model(recipe.model), data.labels)
+    loaded = load_model(find_model(recipe.model), Head("sequence", tuple(data.labels)), ModelSettings())
     apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
     settings = recipe.train
     arguments = trainer_arguments(
@@ -72,7 +72,7 @@ def train_with_trainer(run: Run, data: PreparedData, folder: Path, seed: int) ->
     output = trainer.predict(trainer_rows(data.split("test")))  # type: ignore[arg-type]
     logits = output.predictions.astype(np.float64)
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return Predictions(tuple(data.labels), output.label_ids, exponentials / exponentials.sum(-1, keepdims=True))
+    return LabelPredictions(tuple(data.labels), output.label_ids, exponentials / exponentials.sum(-1, keepdims=True))
 
 
 def measure(source: Path, work: Path, seed: int, threads: int) -> dict[str, Any]:

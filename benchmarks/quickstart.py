@@ -53,7 +53,7 @@ def training_speed(work: Path, repeats: int) -> str:
 
     from finetune.artifacts import PreparedData
     from finetune.models.freezing import apply_freezing
-    from finetune.models.loading import find_model, load_classifier, load_tokenizer
+    from finetune.models.loading import Head, ModelSettings, find_model, load_model, load_tokenizer
     from finetune.recipe import load_recipe
     from finetune.runtime import Runtime
     from finetune.tasks import open_task
@@ -69,7 +69,7 @@ def training_speed(work: Path, repeats: int) -> str:
     torch.set_num_threads(1)
 
     def ours() -> None:
-        loaded = load_classifier(folder, data.labels)
+        loaded = load_model(folder, Head("sequence", tuple(data.labels)), ModelSettings())
         freezing = apply_freezing(loaded.model, "none", {})
         accelerator = Runtime("cpu").accelerator()
         model, optimizer = accelerator.prepare(loaded.model, adamw(loaded.model.named_parameters(), 1e-5))
@@ -86,7 +86,7 @@ def training_speed(work: Path, repeats: int) -> str:
     def trainer(name: str, strategy: str) -> None:
         from transformers import Trainer
 
-        loaded = load_classifier(folder, data.labels)
+        loaded = load_model(folder, Head("sequence", tuple(data.labels)), ModelSettings())
         arguments = trainer_arguments(
             work / "trainer", per_device_train_batch_size=size, num_train_epochs=1, learning_rate=1e-5,
             train_sampling_strategy=strategy,

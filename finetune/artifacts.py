@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 QUANTIZATION_REPORT = "quantization"
+FITTED = "fitted.json"
 # What an artifact needs while it grows: checkpoints, and what the growing run is made from
 SCRATCH = ("checkpoints", "inputs.json")
 LIBRARIES = ("finetune-toolkit", "torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "numpy")
@@ -247,7 +248,7 @@ class FeatureTable(Sequence[dict[str, Any]]):
     """The model's features of a split, one entry a window, straight from the memory-mapped file.
 
     A row that was not cut into windows is one window. `row_ids` says to which row each window belongs; the features
-    of a row with several have a `weight`, so that they count as one row together.
+    of a row with several have a `weight`, so that they count as one row together, and each says its `row`.
     """
 
     def __init__(self, table: Any) -> None:
@@ -261,10 +262,24 @@ class FeatureTable(Sequence[dict[str, Any]]):
             [np.zeros(0, np.int64), *(chunk.row_ids + first for chunk, first in zip(self._chunks, rows, strict=False))]
         )
 
+        self._first_rows = rows
+
     @property
     def lengths(self) -> list[int]:
         """Tokens per window."""
         return [length for chunk in self._chunks for length in chunk.lengths]
+
+    def scalars(self, name: str) -> NDArray[Any]:
+        """Return a number that each row has, for each window the one of its row, shape (windows,)."""
+        import numpy as np
+
+        return np.concatenate([chunk.scalars(name) for chunk in self._chunks])
+
+    def keys(self, together: str | None) -> NDArray[Any] | None:
+        """Return by what windows belong together: their row, or a number of it; None: each stands for itself."""
+        if together is None:
+            return None
+        return self.row_ids if together == "row" else self.scalars(together)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -276,7 +291,9 @@ class FeatureTable(Sequence[dict[str, Any]]):
             raise IndexError(index)
         index %= len(self)
         number = int(self._starts.searchsorted(index, side="right")) - 1
-        return self._chunks[number].window(int(index - self._starts[number]))
+        found = self._chunks[number].window(int(index - self._starts[number]))
+        found["row"] += int(self._first_rows[number])
+        return found
 
 
 class _FeatureChunk:
@@ -327,9 +344,13 @@ class _FeatureChunk:
             found[name] = values[offsets[row] : offsets[row + 1]].tolist()
         for name, values in self._scalars.items():
             found[name] = values[row].item()
+        found["row"] = row
         if self._in_windows:
             found["weight"] = 1.0 / int(self._counts[row])
         return found
+
+    def scalars(self, name: str) -> NDArray[Any]:
+        return self._scalars[name][self.row_ids]  # type: ignore[no-any-return]
 
 
 def feature_table(features: Mapping[str, Any]) -> FeatureTable:
@@ -461,14 +482,25 @@ class Run:
         return self.folder / "model"
 
     def check_model(self) -> None:
-        """Raise FinetuneError unless the model's files, its tokenizer's too, are those that were written."""
-        if damaged := damages(self.folder, self.manifest, below="model/", thorough=True):
+        """Raise FinetuneError unless the model's files, and what goes with them, are those that were written."""
+        damaged = [
+            damage
+            for below in ("model/", FITTED)
+            for damage in damages(self.folder, self.manifest, below=below, thorough=True)
+        ]
+        if damaged:
             raise FinetuneError(f"{self.folder}: damaged ({'; '.join(damaged)}); make it again with --force")
 
     @property
     def reports(self) -> Path:
         """Where reports about this run are."""
         return self.folder / "reports"
+
+    @cached_property
+    def fitted(self) -> dict[str, Any]:
+        """What was fitted beside the weights: thresholds, the scale of the targets."""
+        path = self.folder / FITTED
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -15,6 +15,7 @@ from finetune.progress import Bar
 if TYPE_CHECKING:
     from finetune.artifacts import Run
 
+UNDEFINED = "not defined"
 PLAIN_EVERY_SECONDS = 10.0
 SHOWN_FINDINGS, SHOWN_STEPS = 5, 3
 
@@ -168,15 +169,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     """Print an evaluation: metrics beside the baselines, gains, caveats, gates."""
     systems = {"model": report["metrics"], **report["baselines"]}
     print(f"\nscores on {report['rows']} rows of {report['split']}, with 95 % intervals")
-    print(" " * 18 + "".join(f"{name:>24}" for name in systems))
+    width = max(18, *(len(name) + 1 for name in report["metrics"]))
+    print(" " * width + "".join(f"{name:>24}" for name in systems))
     for name in report["metrics"]:
-        print(f"{name:<18}" + "".join(f"{_interval(scores[name]):>24}" for scores in systems.values()))
+        print(f"{name:<{width}}" + "".join(f"{_interval(scores[name]):>24}" for scores in systems.values()))
     for baseline, gains in report["gains"].items():
         name = next(iter(gains))
-        print(
-            f"gain over {baseline}: {name} {gains[name]['value']:+.3f} "
-            f"({gains[name]['low']:+.3f} to {gains[name]['high']:+.3f})"
-        )
+        print(f"gain over {baseline}: {name} {_difference(gains[name])}")
     if report.get("dropped"):
         print("not scored: " + ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()))
     if report.get("seen_in_training"):
@@ -188,14 +187,11 @@ def print_quantized(report: Mapping[str, Any]) -> None:
     """Print a before/after report."""
     print(f"\n{report['backend']}: {report['rows']} rows of {report['split']}, before and after")
     for name, drop in report["drop"].items():
-        before, after = report["before"][name]["value"], report["after"][name]["value"]
-        print(
-            f"{name:<18} {before:.3f} -> {after:.3f}   "
-            f"drop {drop['value']:+.4f} ({drop['low']:+.4f} to {drop['high']:+.4f})"
-        )
+        before, after = (_number(report[when][name]["value"]) for when in ("before", "after"))
+        print(f"{name:<18} {before} -> {after}   drop {_difference(drop, digits=4)}")
     speed = report["speed"]
     print(
-        f"same label on {report['agreement']:.1%} of the rows; size x{report['size_ratio']:.2f}; "
+        f"same answer in {report['agreement']:.1%} of the cases; size x{report['size_ratio']:.2f}; "
         f"{speed['batch_1']['speedup']:.2f} times faster at batch 1, {speed['batch_32']['speedup']:.2f} at batch 32"
     )
     print_gates(report)
@@ -204,8 +200,20 @@ def print_quantized(report: Mapping[str, Any]) -> None:
 def print_gates(report: Mapping[str, Any]) -> None:
     """Print each gate and whether it holds."""
     for gate in report["gates"]:
-        print(f"gate {gate['gate']}: {'holds' if gate['holds'] else 'FAILS'} (found {gate['value']:.4f})")
+        print(f"gate {gate['gate']}: {'holds' if gate['holds'] else 'FAILS'} (found {_number(gate['value'], 4)})")
 
 
-def _interval(value: Mapping[str, float]) -> str:
+def _interval(value: Mapping[str, float | None]) -> str:
+    if value["value"] is None:
+        return UNDEFINED
     return f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
+
+
+def _difference(value: Mapping[str, float | None], digits: int = 3) -> str:
+    if value["value"] is None:
+        return UNDEFINED
+    return f"{value['value']:+.{digits}f} ({value['low']:+.{digits}f} to {value['high']:+.{digits}f})"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return UNDEFINED if value is None else f"{value:.{digits}f}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune import registry
 from finetune.artifacts import (
@@ -24,25 +24,28 @@ from finetune.artifacts import (
     write_text,
 )
 from finetune.data.duplicates import text_key
-from finetune.data.rows import column_names, list_lines, list_reasons, used_columns
+from finetune.data.rows import Column, column_names, list_lines, list_reasons, used_columns
 from finetune.data.selection import Selector, check_columns
 from finetune.data.sources import read
 from finetune.data.splitting import SPLITS
 from finetune.errors import FinetuneError
-from finetune.evaluation.baselines import LabelledTexts
+from finetune.evaluation.baselines import BaselineInput, as_text
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
-from finetune.evaluation.statistics import LEVEL, RESAMPLES, bootstrap, confusion_matrix, paired_bootstrap, per_label
+from finetune.evaluation.statistics import LEVEL, RESAMPLES, Interval, bootstrap, paired_bootstrap
 from finetune.fingerprints import report_inputs
 from finetune.gates import check_gates
-from finetune.inference import Predictor, open_run
+from finetune.inference import Predictor, open_pretrained, open_run
 from finetune.preparation.reading import selection_settings
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
 from finetune.reports.markdown import evaluation_report
-from finetune.reports.plots import plot_confusion
+from finetune.reports.plots import draw_sections
 from finetune.runtime import Runtime
 from finetune.tasks import TaskSpec, open_task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WORST_EXAMPLES = 20
 
@@ -80,38 +83,69 @@ def evaluate(
     names = metric_names(recipe, run)
     check_code(names, allow_code=runtime.allow_code)
     predictor = open_run(run, runtime)
+    spec = predictor.spec
     data = own_data(run)
     scored = _rows_of_file(source, run, recipe, predictor) if source else _rows_of_split(data, run, split)
-    predictions = predictor.predict(scored.rows, scored.features, recipe.train.eval_batch_size, progress)
-    baselines = _baselines(data, scored, predictor, progress)
+    size = recipe.train.eval_batch_size
+    predictions = predictor.predict(scored.rows, scored.features, size, progress)
+    units = units_of(predictions, scored.rows, spec)
+
+    def pretrained() -> Predictions:
+        return open_pretrained(run, runtime).predict(scored.rows, scored.features, size)
+
+    baselines = _baselines(data, scored, predictor, predictions, pretrained, progress)
     report: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "task": recipe.task.name,
+        "task_options": run.recipe.task.options,
         "recipe": recipe.name,
         "model": Path(recipe.model.id).name if Path(recipe.model.id).is_absolute() else recipe.model.id,
         "seed": recipe.seed,
         "split": scored.name,
         "rows": len(scored.rows),
-        "metrics": _as_json(bootstrap(names, predictions, recipe.seed)),
-        "baselines": {name: _as_json(bootstrap(names, other, recipe.seed)) for name, other in baselines.items()},
+        "metrics": as_json(bootstrap(names, predictions, recipe.seed, units)),
+        "baselines": {name: as_json(bootstrap(names, said, recipe.seed, units)) for name, said in baselines.items()},
         "gains": {
-            name: _as_json(paired_bootstrap(names, predictions, other, recipe.seed))
-            for name, other in baselines.items()
+            name: as_json(paired_bootstrap(names, predictions, said, recipe.seed, units))
+            for name, said in baselines.items()
         },
-        "intervals": {"method": "percentile bootstrap over rows", "level": LEVEL, "resamples": RESAMPLES},
-        "labels": run.labels,
-        "confusion": confusion_matrix(predictions),
-        "per_label": per_label(predictions, recipe.seed),
-        "worst": worst_examples(predictions, scored),
+        "intervals": _intervals(spec, units, len(predictions)),
+        "labels": run.labels or None,
+        "fitted": dict(predictor.fitted) or None,
+        **spec.details(predictions, recipe.seed),
+        "worst": worst_examples(predictions, scored, spec),
         "truncated": scored.truncated,
         "dropped": scored.dropped,
-        "seen_in_training": _seen_in_training(data, scored, predictor.spec) if data else None,
+        "seen_in_training": _seen_in_training(data, scored, spec) if data else None,
         "run_fingerprint": run.fingerprint,
         "fingerprint": fingerprint(report_inputs(run, recipe, names, split, source, has_data=data is not None)),
     }
     report = with_gates({key: value for key, value in report.items() if value is not None}, recipe)
     write_report(report, folder or run.reports)
     return report
+
+
+def units_of(predictions: Predictions, rows: Sequence[Mapping[str, Any]], spec: TaskSpec) -> NDArray[Any] | None:
+    """Return for each answer the number of the unit that it belongs to; None: each is one."""
+    import numpy as np
+
+    if spec.unit_role is None:
+        return None
+    values = [rows[row][spec.unit_role] for row in predictions.rows.tolist()]
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return np.array([numbers[value] for value in values], dtype=np.int64)
+
+
+def _intervals(spec: TaskSpec, units: NDArray[Any] | None, answers: int) -> dict[str, Any]:
+    count = answers if units is None else int(units.max(initial=-1)) + 1
+    names = {"row": "rows", "document": "documents", "query": "queries"}
+    return {
+        "method": f"percentile bootstrap over {names[spec.unit]}",
+        "unit": spec.unit,
+        "units": count,
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+    }
 
 
 def with_gates(report: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -164,17 +198,20 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
     records = read(source, run.recipe.data.form)
     check_columns(records, settings.names.items(), str(source))
     values, reasons = Selector(settings).values(records)
-    if role:
-        for index, label in enumerate(values[role]):
-            if not reasons[index] and label not in run.labels:
+    unknowns: dict[str, int] = {}
+    if role and run.labels:
+        kind = used[role].kind
+        for index, value in enumerate(values[role]):
+            if not reasons[index] and (unknown := unknown_labels(value, kind, run.labels)):
                 reasons[index] = "unknown_label"
+                unknowns.setdefault(unknown[0], records[index].line)
     kept = [index for index, reason in enumerate(reasons) if not reason]
     dropped = dict(Counter(reason for reason in reasons if reason).most_common())
     if not kept:
         raise FinetuneError(
-            f"{source}: none of its rows can be scored ({list_reasons(dropped)}); expected text in the column "
-            f"{settings.names[predictor.spec.text_roles[0]]!r} and the run's labels ({', '.join(run.labels[:20])}). If "
-            "its columns have other names, add --set data.columns.ROLE=COLUMN."
+            f"{source}: none of its rows can be scored ({list_reasons(dropped)}{_first(unknowns)}); expected "
+            f"{_wanted(settings.names, used, run.labels)}. If its columns have other names, add "
+            "--set data.columns.ROLE=COLUMN."
         )
     columns = {name: [column[index] for index in kept] for name, column in values.items()}
     lines = [records[index].line for index in kept]
@@ -195,55 +232,75 @@ def truncation(lines: Sequence[int], lost: Sequence[int]) -> dict[str, Any]:
     return {"rows": len(cut), "tokens_lost": sum(count for _, count in cut), "lines": [line for line, _ in cut[:20]]}
 
 
+def unknown_labels(value: Any, kind: str, labels: Sequence[str]) -> list[str]:
+    """Return the labels, or types of entities, of one row that a run does not know."""
+    if kind == "label":
+        found = [value]
+    elif kind == "labels":
+        found = value
+    else:
+        found = [tag[2:] for tag in value if tag[:2] in {"B-", "I-"}] if kind == "tags" else []
+    return [label for label in found if label not in labels]
+
+
+def _first(unknowns: Mapping[str, int]) -> str:
+    """Return the first labels that a run does not know, with their lines, for a message."""
+    listed = ", ".join(f"{label!r} in line {line}" for label, line in list(unknowns.items())[:5])
+    return f"; {listed}" if listed else ""
+
+
+def _wanted(names: Mapping[str, str], used: Mapping[str, Column], labels: Sequence[str]) -> str:
+    listed = ", ".join(f"{role} in the column {names[role]!r}" for role in used)
+    return f"{listed}{f', and of the labels {list_some(labels)}' if labels else ''}"
+
+
+def list_some(labels: Sequence[str], most: int = 20) -> str:
+    """Return the first labels, and how many more there are."""
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
+
+
 def _baselines(
-    data: PreparedData | None, scored: ScoredRows, predictor: Predictor, progress: Progress
+    data: PreparedData | None,
+    scored: ScoredRows,
+    predictor: Predictor,
+    predictions: Predictions,
+    pretrained: Callable[[], Predictions],
+    progress: Progress,
 ) -> dict[str, Predictions]:
     """Fit each baseline of the task on the run's training split and return what it says about the scored rows."""
-    import numpy as np
-
-    spec, labels = predictor.spec, predictor.labels
+    spec = predictor.spec
     if not spec.baselines:
         return {}
     if data is None:
         progress.note("no baselines: the data that the run was trained on is not beside it")
         return {}
-    train, validation = (_labelled(data.split(name).rows, spec, labels) for name in ("train", "validation"))
-    here = _labelled(scored.rows, spec, labels)
+    given = BaselineInput(
+        train=list(data.split("train").rows),
+        validation=list(data.split("validation").rows),
+        rows=list(scored.rows),
+        labels=tuple(predictor.labels),
+        text_roles=spec.text_roles,
+        label_role=spec.label_role,
+        like=predictions,
+        pretrained=pretrained,
+    )
     found = {}
     for name in spec.baselines:
         progress.detail(f"fitting the baseline {name}")
-        probabilities = registry.baselines.get(name).build({})(train, validation, here.texts, len(labels))
-        found[name] = Predictions(tuple(labels), np.asarray(here.targets), probabilities)
+        found[name] = registry.baselines.get(name).build({})(given)
     return found
 
 
-def _labelled(rows: Iterable[dict[str, Any]], spec: TaskSpec, labels: Sequence[str]) -> LabelledTexts:
-    assert spec.label_role is not None
-    index = {label: number for number, label in enumerate(labels)}
-    pairs = [
-        (" ".join(row[role] for role in spec.text_roles if role in row), index[row[spec.label_role]]) for row in rows
-    ]
-    return LabelledTexts([text for text, _ in pairs], [label for _, label in pairs])
-
-
-def worst_examples(predictions: Predictions, scored: ScoredRows) -> list[dict[str, Any]]:
-    """Return the rows on which the model gave the true label the least probability, the worst first."""
+def worst_examples(predictions: Predictions, scored: ScoredRows, spec: TaskSpec) -> list[dict[str, Any]]:
+    """Return the answers that were furthest from the truth, the worst first, as the task shows them."""
     import numpy as np
 
-    true = predictions.probabilities[np.arange(len(predictions)), predictions.targets]
     examples = []
-    for row in np.argsort(true, kind="stable")[:WORST_EXAMPLES]:
-        predicted = int(predictions.predicted[row])
-        examples.append(
-            {
-                **({"file": scored.files[row]} if scored.files else {}),
-                "line": scored.lines[row],
-                **scored.rows[row],
-                "predicted": predictions.labels[predicted],
-                "probability": float(predictions.probabilities[row, predicted]),
-                "probability_of_label": float(true[row]),
-            }
-        )
+    rows = predictions.rows
+    for answer in np.argsort(-spec.difficulty(predictions), kind="stable")[:WORST_EXAMPLES].tolist():
+        row = int(rows[answer])
+        place = {**({"file": scored.files[row]} if scored.files else {}), "line": scored.lines[row]}
+        examples.append({**place, **spec.example(predictions, answer, scored.rows[row])})
     return examples
 
 
@@ -257,22 +314,23 @@ def _seen_in_training(data: PreparedData, scored: ScoredRows, spec: TaskSpec) ->
 
 def _key(row: Mapping[str, Any], spec: TaskSpec) -> str:
     """Return the key under which equal texts meet."""
-    return text_key([row[role] for role in spec.text_roles if role in row])
+    return text_key([as_text(row[role]) for role in spec.text_roles if role in row])
 
 
-def _as_json(intervals: dict[str, Any]) -> dict[str, dict[str, float]]:
+def as_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    """Return intervals as reports hold them."""
     return {name: interval.as_json() for name, interval in intervals.items()}
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """Write an evaluation for people, with its pictures, and for machines."""
     name = report["split"]
-    picture = f"{name}-confusion.png"
-    plot_confusion(report["labels"], report["confusion"], folder / picture)
-    pictures = {"Confusion matrix": picture}
+    _, spec = open_task(report["task"], report.get("task_options", {}))
+    sections = spec.sections(report)
+    pictures = draw_sections(sections, folder, name)
     if (folder / "loss.png").is_file():
         pictures["Loss by step"] = "loss.png"
-    write_text(folder / f"{name}.md", evaluation_report(report, pictures))
+    write_text(folder / f"{name}.md", evaluation_report(report, sections, pictures, spec.worst_means))
     write_json(folder / f"{name}.json", report)
 
 

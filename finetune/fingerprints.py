@@ -80,6 +80,7 @@ def run_inputs(recipe: Recipe, data_fingerprint: str, *, allow_code: bool = Fals
         "model": {
             "config_sha256": file_digest(folder / "config.json"),
             "weights_sha256": recipe.model.sha256 or weights_digest(folder),
+            **{name: resolved["model"].get(name) for name in ("dtype", "attention", "dropout")},
         },
         "freeze": resolved["freeze"],
         "train": {key: value for key, value in resolved["train"].items() if key not in OPERATIONAL},

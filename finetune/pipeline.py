@@ -37,9 +37,8 @@ from finetune.fingerprints import (
 from finetune.prepare import prepare
 from finetune.progress import Progress, Silent
 from finetune.recipe import Part, Recipe
-from finetune.registry import backends, tasks
+from finetune.registry import backends
 from finetune.runtime import Runtime
-from finetune.tasks import open_task
 from finetune.train import train
 
 Result = TypeVar("Result")
@@ -207,13 +206,6 @@ class Job:
 
     def require_training(self) -> None:
         """Raise FinetuneError, before anything is prepared, for a recipe that can be prepared but not trained."""
-        _, spec = open_task(self.recipe.task.name, self.recipe.task.options)
-        if not spec.trains:
-            able = [name for name in tasks.names() if tasks.get(name).attributes["spec"].trains]
-            raise FinetuneError(
-                f"task: {self.recipe.task.name} can be prepared and checked (`finetune prepare`), but not trained yet; "
-                f"expected one of {', '.join(able)}"
-            )
         if self.recipe.tokenizer:
             raise FinetuneError(
                 f"tokenizer: a pretrained model reads the ids of its own tokenizer, and this recipe trains another "

@@ -1,9 +1,9 @@
-"""Asking a run about new texts: labels and probabilities, in the order in which the texts came."""
+"""Asking a run about new rows: one answer each, in the order in which they came."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any
 
 from finetune.artifacts import Run, feature_table
 from finetune.data.cleaning import Pipeline
-from finetune.data.rows import Record, column_names, used_columns
+from finetune.data.questions import read_words
+from finetune.data.rows import Column, Record, used_columns
 from finetune.data.selection import check_columns
 from finetune.data.sources import read
-from finetune.data.values import read_text
+from finetune.data.values import read_text, read_texts
+from finetune.errors import FinetuneError
 from finetune.inference import Predictor, open_run
 from finetune.runtime import Runtime
 
@@ -35,15 +37,20 @@ class Answering:
         self._recipe = run.recipe
         self._predictor: Predictor = open_run(run, runtime or Runtime())
         mapped = self._recipe.data.columns
-        used = used_columns(self._predictor.task.columns, mapped)
-        self._roles = [role for role in self._predictor.spec.text_roles if role in used]
-        self._columns = column_names(used, mapped)
-        self._clean = Pipeline([(part.name, part.options) for part in self._recipe.data.clean])
+        task, spec = self._predictor.task, self._predictor.spec
+        used = used_columns(task.columns, mapped)
+        asked = spec.question or {role: column for role, column in used.items() if role in spec.text_roles}
+        self._names = {role: mapped.get(role, role) for role in asked}
+        words = any(column.kind == "tokens" for column in asked.values())
+        clean = Pipeline([(part.name, part.options) for part in self._recipe.data.clean], tokens=words)
+        self._readers = {role: _reader(role, column, clean) for role, column in asked.items()}
+        # words may come as a text, under the name that the text has beside its spans
+        self._text_of_words = mapped.get("text", "text") if words else None
 
     def texts(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Answer texts; one that the run's cleaners leave nothing of gives `{"row", "error"}` in its place."""
-        column = self._columns[self._roles[0]]
-        return self.records(Record(number, {column: text}) for number, text in enumerate(texts, start=1))
+        self._require_one_text()
+        return self.records(Record(number, {self._first: text}) for number, text in enumerate(texts, start=1))
 
     def records(self, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
         """Answer records by the run's own columns; a record without usable text gives an error in its place."""
@@ -54,15 +61,35 @@ class Answering:
     def file(self, path: Path) -> Iterator[dict[str, Any]]:
         """Answer a file of rows; raise FinetuneError if it has not the run's columns."""
         records = read(path, self._recipe.data.form)
-        check_columns(records, [(role, self._columns[role]) for role in self._roles], str(path))
+        check_columns(records, [(role, self._column(role, records)) for role in self._readers], str(path))
         return self.records(records)
 
     def lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Answer lines: a line that holds a JSON object is a record, any other line is a text."""
         return self.records(self._record(number, line) for number, line in enumerate(lines, start=1))
 
+    @property
+    def _first(self) -> str:
+        return next(iter(self._names.values()))
+
+    def _require_one_text(self) -> None:
+        needed = list(self._readers)
+        if len(needed) > 1:
+            names = ", ".join(repr(self._names[role]) for role in needed)
+            raise FinetuneError(
+                f"predict: this run reads {len(needed)} columns of each row ({names}), so one text is not enough; give "
+                "--input FILE, or JSON objects on standard input"
+            )
+
+    def _column(self, role: str, records: Iterable[Record]) -> str:
+        """Return the column to look a role up in: words may come as a text."""
+        name = self._names[role]
+        instead = self._text_of_words
+        if instead and not any(name in record.values for record in records):
+            return instead if any(instead in record.values for record in records) else name
+        return name
+
     def _record(self, number: int, line: str) -> Record:
-        column = self._columns[self._roles[0]]
         text = line.rstrip("\r\n")
         if text.lstrip().startswith("{"):
             try:
@@ -71,15 +98,16 @@ class Answering:
                 values = None
             if isinstance(values, dict):
                 return Record(number, values)
-        return Record(number, {column: text})
+        return Record(number, {self._first: text})
 
     def _question(self, number: int, record: Record) -> _Question:
-        values, error = {}, record.unreadable
-        for role in self._roles:
+        values: dict[str, Any] = {}
+        error = record.unreadable
+        for role, reader in self._readers.items():
             if error:
                 break
-            values[role], reason = read_text(record.values.get(self._columns[role]), self._clean)
-            error = reason and f"{reason}_{role}"
+            found, error = reader(record.values.get(self._column(role, [record])))
+            values.update(found)
         return _Question(number, values, error)
 
     def _answer(self, chunk: list[_Question]) -> Iterator[dict[str, Any]]:
@@ -93,13 +121,13 @@ class Answering:
         if not asked:
             return []
         predictor, recipe = self._predictor, self._recipe
-        encoded = predictor.encode({role: [question.values[role] for question in asked] for role in self._roles})
+        encoded = predictor.encode({role: [question.values[role] for question in asked] for role in self._readers})
         rows = [question.values for question in asked]
         predictions = predictor.predict(rows, feature_table(encoded.features), recipe.train.eval_batch_size)
         describe = predictor.spec.describe
-        assert describe is not None, "a task that trains says how an answer reads"
         return [
-            self._with_loss(describe(predictions, index), int(cut)) for index, cut in enumerate(encoded.tokens_lost)
+            self._with_loss(describe(predictions, index, rows[index]), int(cut))
+            for index, cut in enumerate(encoded.tokens_lost)
         ]
 
     def _with_loss(self, answer: dict[str, Any], tokens_lost: int) -> dict[str, Any]:
@@ -109,3 +137,17 @@ class Answering:
         if self._predictor.encoder.limits.overflow == "error":
             return {"error": f"too_long: {tokens_lost} tokens more than the run accepts"}
         return {**answer, "truncated_tokens": tokens_lost}
+
+
+def _reader(role: str, column: Column, clean: Pipeline) -> Callable[[Any], tuple[dict[str, Any], str]]:
+    """Return what reads a value of a question: what the row then holds, or the reason why it cannot be used."""
+    if column.kind == "tokens":
+        return lambda value: read_words(value, clean)
+
+    read = read_texts if column.kind == "texts" else read_text
+
+    def read_one(value: Any) -> tuple[dict[str, Any], str]:
+        found, reason = read(value, clean)
+        return {role: found}, reason and f"{reason}_{role}"
+
+    return read_one

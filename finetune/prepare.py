@@ -36,6 +36,7 @@ from finetune.recipe import Recipe
 from finetune.reports.next_steps import next_steps
 from finetune.reports.preparation import preparation_report
 from finetune.reports.preparation_plots import draw_preparation
+from finetune.tasks import open_task
 
 # A note is due when cleaning throws away a larger share of the rows than this
 MANY_DROPPED = 0.1
@@ -90,7 +91,7 @@ def prepare(
         if limits.overflow == "error":
             _refuse_long_rows(tokens, limits)
         report = {**rows.report, "name": recipe.name, **tokens_report(recipe, tokens, limits)}
-        report["trains"] = spec.trains and not recipe.tokenizer
+        report["trains"] = not recipe.tokenizer
         if limit := _model_limit(recipe, model_folder, tokenizer):
             report["tokens"]["model_limit"] = limit
         _report_misses(report, rows.missed)
@@ -162,7 +163,7 @@ def _limits(recipe: Recipe, columns: Columns, model_folder: Path, tokenizer: Any
     model = recipe.model
     most = _model_limit(recipe, model_folder, tokenizer)
     if model.max_length == "auto":
-        length = _auto_length(Encoder.of(tokenizer, Limits(10**9)), columns, rows, most)
+        length = _auto_length(recipe, Encoder.of(tokenizer, Limits(10**9)), columns, rows, most)
     else:
         length = model.max_length
         if recipe.tokenizer is None:
@@ -175,17 +176,19 @@ def _model_limit(recipe: Recipe, model_folder: Path, tokenizer: Any) -> int | No
     return context_length(model_folder, tokenizer) if recipe.tokenizer is None else None
 
 
-def _auto_length(encoder: Encoder, columns: Columns, rows: RowsPart, most: int | None) -> int:
+def _auto_length(recipe: Recipe, encoder: Encoder, columns: Columns, rows: RowsPart, most: int | None) -> int:
     """Return the length within which 99 % of the training rows keep, rounded up to a multiple of 8."""
     import numpy as np
 
     lengths: list[int] = []
     step = -(-sum(batch.num_rows for batch in rows.train()) // AUTO_LENGTH_ROWS)
     position = 0
-    roles = [role for role, column in columns.items() if column.kind in {"text", "tokens"}]
+    roles = [role for role, column in columns.items() if column.kind in {"text", "texts", "tokens"}]
+    task, _ = open_task(recipe.task.name, recipe.task.options)
     for batch in rows.train():
-        chosen = [batch[role].to_pylist()[-position % step :: step] for role in roles]
-        lengths += encoder.lengths(*chosen) if chosen[0] else []
+        chosen = {role: batch[role].to_pylist()[-position % step :: step] for role in roles}
+        if chosen[roles[0]]:
+            lengths += task.encode(chosen, encoder, ()).whole_lengths.tolist()
         position += batch.num_rows
     wanted = int(np.quantile(np.asarray(lengths), AUTO_LENGTH_QUANTILE, method="higher"))
     rounded = max(8, -(-wanted // 8) * 8)

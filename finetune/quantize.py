@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune import registry
 from finetune.artifacts import (
+    FITTED,
     FORMAT_VERSION,
     QUANTIZATION_REPORT,
     PreparedData,
@@ -23,7 +24,7 @@ from finetune.artifacts import (
     write_text,
 )
 from finetune.errors import FinetuneError
-from finetune.evaluate import metric_names, own_data
+from finetune.evaluate import as_json, metric_names, own_data, units_of
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.statistics import bootstrap, paired_bootstrap
 from finetune.fingerprints import quantization_report_inputs, quantized_inputs
@@ -34,7 +35,6 @@ from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
 from finetune.reports.markdown import quantization_report
 from finetune.runtime import Runtime
-from finetune.tasks import NOT_FOR_THE_MODEL
 
 # Timed calls per model and batch size; before each, the other model had its turn
 ROUNDS = 15
@@ -65,6 +65,8 @@ def quantize(
         progress.note(f"quantizing with {backend.attributes['title']}")
         _write_model(before, data.split(split).features, partial / "model", backend, recipe.quantize.options)
         write_text(partial / "recipe.yaml", recipe.to_yaml())
+        if run.fitted:
+            write_json(partial / FITTED, run.fitted)
         manifest = _manifest(run, folder, backend, quantized_inputs(run, recipe.quantize))
         # the report is made from what was written, opened as any user would open it
         after = _open_unpublished(partial, manifest, runtime)
@@ -152,9 +154,8 @@ def _write_model(
 ) -> None:
     folder.mkdir(parents=True)
     longest = sorted(range(len(features)), key=lambda row: -len(features[row]["input_ids"]))[:2]
-    batch = before.task.collate([features[row] for row in longest], before.tokenizer)
-    batch = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
-    backend.build(options)(before.model, batch, folder)
+    inputs = before.task.collate([features[row] for row in longest], before.tokenizer).inputs
+    backend.build(options)(before.model, before.task.forward, inputs, folder)
     with quiet_transformers(), disk_errors(folder):
         before.model.config.save_pretrained(folder)
         before.tokenizer.save_pretrained(folder)
@@ -192,18 +193,17 @@ def _compare(
     size = recipe.train.eval_batch_size
     said_before = before.predict(scored.rows, scored.features, size, progress)
     said_after = after.predict(scored.rows, scored.features, size, progress)
+    units = units_of(said_before, scored.rows, before.spec)
+    drops = paired_bootstrap(names, said_before, said_after, recipe.seed, units)
     return {
         "format_version": FORMAT_VERSION,
         "task": recipe.task.name,
         "split": split,
         "rows": len(scored),
-        "before": {name: value.as_json() for name, value in bootstrap(names, said_before, recipe.seed).items()},
-        "after": {name: value.as_json() for name, value in bootstrap(names, said_after, recipe.seed).items()},
-        "drop": {
-            name: value.as_json()
-            for name, value in paired_bootstrap(names, said_before, said_after, recipe.seed).items()
-        },
-        "agreement": float((said_before.predicted == said_after.predicted).mean()),
+        "before": as_json(bootstrap(names, said_before, recipe.seed, units)),
+        "after": as_json(bootstrap(names, said_after, recipe.seed, units)),
+        "drop": as_json(drops),
+        "agreement": float(said_before.agrees(said_after).mean()),
         "speed": measure_speed(before, after, scored.features),
     }
 
@@ -223,7 +223,7 @@ def measure_speed(before: Predictor, after: Predictor, features: Sequence[dict[s
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one_thread = _reopened_in_one_thread(after)
+        one_thread = after.in_threads(1)
         by_length = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
         middle = len(by_length) // 2
         speed: dict[str, Any] = {"threads": 1, "tokens": len(features[by_length[middle]]["input_ids"])}
@@ -236,23 +236,17 @@ def measure_speed(before: Predictor, after: Predictor, features: Sequence[dict[s
     return speed
 
 
-def _reopened_in_one_thread(predictor: Predictor) -> Predictor:
-    reopen = getattr(predictor.model, "in_threads", None)
-    return predictor if reopen is None else Predictor(**{**vars(predictor), "model": reopen(1)})
-
-
 def _race(predictors: Sequence[Predictor], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     import numpy as np
     import torch
 
     seconds: list[list[float]] = [[] for _ in predictors]
-    batch = predictors[0].task.collate(rows, predictors[0].tokenizer)
-    batch = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
+    inputs = predictors[0].task.collate(rows, predictors[0].tokenizer).inputs
     with torch.inference_mode():
         for turn in range(WARM_UP_ROUNDS + ROUNDS):
             for index, predictor in enumerate(predictors):
                 started = time.perf_counter()
-                predictor.model(**batch)
+                predictor.forward(inputs)
                 if turn >= WARM_UP_ROUNDS:
                     seconds[index].append(time.perf_counter() - started)
     before, after = (np.array(times) for times in seconds)

@@ -105,6 +105,11 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _judges(metric: str) -> tuple[str, ...]:
+    """Return the kinds of predictions that a metric is for."""
+    return registry.metrics.get_any(metric).attributes["of"]  # type: ignore[no-any-return]
+
+
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
 Metric = Annotated[str, AfterValidator(_known_metric)]
@@ -340,6 +345,9 @@ class ModelSection(Section):
     max_length: Annotated[int | Literal["auto"], PlainValidator(_length)] = 128
     overflow: Literal["truncate", "error", "window"] = "truncate"
     stride: Annotated[int, Field(ge=0)] = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @field_validator("id")
     @classmethod
@@ -499,33 +507,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
-        problems: list[tuple[Keys, str]] = []
-        known = [*registry.tasks.get(self.task.name).target.columns]  # type: ignore[attr-defined]
-        if "tags" in known:
-            known += ["text", "spans"]  # words and tags may come as text with spans in characters
-        for role in self.data.columns:
-            if role not in known:
-                message = f"unknown role of {self.task.name}{suggestion(role, known)}"
-                problems.append((("data", "columns", role), message))
-        for role in self.data.missing if isinstance(self.data.missing, dict) else ():
-            if role not in known:
-                message = f"unknown role of {self.task.name}{suggestion(role, known)}"
-                problems.append((("data", "missing", role), message))
+        problems: list[tuple[Keys, str]] = [*self._problems_of_columns(), *self._problems_of_training()]
         if "" not in self.data.sources and self.data.split != STRATIFIED:
             message = "the files of `data.source` say already which split their rows are in; remove one of the two"
             problems.append((("data", "split"), message))
-        if self.data.rare_labels == "drop" and "label" not in known:
-            message = f"drop is for tasks with one label a row, and {self.task.name} has none; remove it"
-            problems.append((("data", "rare_labels"), message))
-        if "text_pair" in self.data.columns and self.model.overflow == "window":
-            message = "windows over pairs of texts are not supported: use truncate or error, or one text"
-            problems.append((("model", "overflow"), message))
-        balanced = self.data.augment is not None and self.data.augment.balance
-        if balanced and "label" not in registry.tasks.get(self.task.name).target.columns:  # type: ignore[attr-defined]
-            message = f"expected a task with one label a row, found {self.task.name}"
-            problems.append((("data", "augment", "balance"), message))
         splitter = registry.splitters.get(self.data.split.name)
-        if splitter.attributes.get("groups") and not self.data.group_by:
+        if splitter.attributes.get("groups") and not self.data.group_by and not self._spec.unit_role:
             message = f"{self.data.split.name} keeps groups together; name their column in `data.group_by`"
             problems.append((("data", "split"), message))
         if self.quantize is None:
@@ -538,6 +525,59 @@ class Recipe(Section):
         if problems:
             raise _Problems(problems)
         return self
+
+    @property
+    def _task(self) -> Any:
+        return registry.tasks.get(self.task.name).build(self.task.options)
+
+    @property
+    def _spec(self) -> Any:
+        spec = registry.tasks.get(self.task.name).attributes["spec"]
+        return spec(self.task.options) if callable(spec) else spec
+
+    def _problems_of_columns(self) -> Iterator[tuple[Keys, str]]:
+        """Yield what does not fit between the task's columns and the settings that name them."""
+        name, columns = self.task.name, self._task.columns
+        known = [*columns]
+        if any(column.kind == "tags" for column in columns.values()):
+            known += ["text", "spans"]  # words and tags may come as text with spans in characters
+        for setting in ("columns", "missing"):
+            given = getattr(self.data, setting)
+            for role in given if isinstance(given, dict) else ():
+                if role not in known:
+                    yield ("data", setting, role), f"unknown role of {name}{suggestion(role, known)}"
+        labelled = any(column.kind == "label" and column.required for column in columns.values())
+        if self.data.rare_labels == "drop" and not labelled:
+            yield ("data", "rare_labels"), f"drop is for tasks with one label a row, and {name} has none; remove it"
+        if self.data.augment is not None and self.data.augment.balance and not labelled:
+            yield ("data", "augment", "balance"), f"expected a task with one label a row, found {name}"
+        if self.model.overflow == "window" and not self._spec.windows:
+            yield ("model", "overflow"), f"{name} reads no text in windows: use truncate or error"
+        elif self.model.overflow == "window" and "text_pair" in self.data.columns:
+            message = "windows over pairs of texts are not supported: use truncate or error, or one text"
+            yield ("model", "overflow"), message
+
+    def _problems_of_training(self) -> Iterator[tuple[Keys, str]]:
+        """Yield what does not fit between the task and how it is trained and judged."""
+        spec, name = self._spec, self.task.name
+        asked: list[tuple[Keys, str]] = [(("metrics", index), metric) for index, metric in enumerate(self.metrics)]
+        asked.append((("train", "early_stopping", "metric"), self.train.early_stopping.metric))
+        asked += [
+            (("gates", gate.path), gate.keys[0])
+            for gate in self.gates
+            if gate.keys[0] not in {"agreement", "size_ratio"}
+        ]
+        for keys, metric in asked:
+            fitting = [known for known in registry.metrics.names() if spec.kind in _judges(known)]
+            if metric != "loss" and spec.kind not in registry.metrics.get(metric).attributes["of"]:
+                message = f"{metric} does not judge what {name} predicts{suggestion(metric, fitting)}"
+                yield keys, message
+        if self.train.gradient_accumulation > 1 and not spec.adds_up:
+            message = (
+                "expected 1, since this loss compares each row with the others of its batch and does not add up over "
+                f"several; found {self.train.gradient_accumulation}. Raise train.batch_size instead."
+            )
+            yield ("train", "gradient_accumulation"), message
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain values, every default written out, in the form that `load_recipe` reads.

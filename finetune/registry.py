@@ -18,6 +18,10 @@ from finetune.errors import FinetuneError, suggestion
 Target = TypeVar("Target", bound=Callable[..., Any])
 
 
+# What a name ends in that takes an argument
+MARKS = (":", "@")
+
+
 class Options(BaseModel):
     """The base of every generated options model: strict, frozen, closed."""
 
@@ -55,7 +59,10 @@ class Registry:
         self._loaded = False
 
     def register(self, name: str, **attributes: Any) -> Callable[[Target], Target]:
-        """Register a function or class under a name; a name ending in `:` takes the rest of the name as `argument`."""
+        """Register a function or class under a name.
+
+        A name that ends in `:` or `@` takes the rest of a recipe's name as its first argument: `ndcg@10`.
+        """
 
         def decorate(target: Target) -> Target:
             assert name not in self._entries, f"the {self.kind} {name!r} is registered twice"
@@ -72,15 +79,29 @@ class Registry:
     def get(self, name: str) -> Entry:
         """Return the part of that name; raise FinetuneError with the nearest name if there is none."""
         self._load()
-        prefix, colon, argument = name.partition(":")
-        if colon and argument and prefix + colon in self._entries:
-            entry = self._entries[prefix + colon]
-            return replace(entry, name=name, arguments=(argument,))
-        if colon and name in self._entries:
-            raise FinetuneError(f"{self.kind} {name!r}: expected something behind the colon, such as {name}NAME")
-        if name not in self._entries or colon:
+        for mark in MARKS:
+            prefix, found, argument = name.partition(mark)
+            if found and prefix + mark in self._entries:
+                return self._with_argument(prefix + mark, name, argument)
+        if name not in self._entries:
             raise FinetuneError(f"unknown {self.kind} {name!r}{suggestion(name, self._entries)}")
         return self._entries[name]
+
+    def get_any(self, name: str) -> Entry:
+        """Return the part registered under exactly this name, with no look at an argument behind its mark."""
+        self._load()
+        return self._entries[name]
+
+    def _with_argument(self, registered: str, name: str, argument: str) -> Entry:
+        entry = self._entries[registered]
+        if not argument:
+            raise FinetuneError(
+                f"{self.kind} {name!r}: expected something behind the {registered[-1]!r}, such as "
+                f"{registered}{entry.attributes.get('example', 'NAME')}"
+            )
+        if "check_argument" in entry.attributes:
+            entry.attributes["check_argument"](argument)
+        return replace(entry, name=name, arguments=(argument,))
 
     def _load(self) -> None:
         if self._loaded:

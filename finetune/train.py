@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from finetune import registry
 from finetune.artifacts import (
+    FITTED,
     PreparedData,
     Run,
-    Split,
     disk_errors,
     fingerprint,
     locked,
@@ -23,20 +25,21 @@ from finetune.artifacts import (
     write_json,
     write_text,
 )
+from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.statistics import point
 from finetune.fingerprints import differences, run_inputs
-from finetune.inference import run_model
+from finetune.inference import Outputs, Predictor, model_settings, run_model
 from finetune.models.freezing import apply_freezing
 from finetune.models.loading import check_weights, find_model, load_tokenizer, quiet_transformers, read_json
 from finetune.progress import Progress, Silent
 from finetune.recipe import EarlyStopping, Recipe
 from finetune.reports.plots import plot_loss_curve
 from finetune.runtime import Runtime
-from finetune.tasks import TaskSpec, open_task
-from finetune.training.batching import step_groups, total_steps
+from finetune.tasks import TaskSpec, open_task, reads_words, save_extras
+from finetune.training.batching import StepGroup, Together, step_groups, total_steps
 from finetune.training.checkpoints import (
     TrainingState,
     latest_checkpoint,
@@ -163,15 +166,28 @@ class _Training:
         self.checkpoints = folder / "checkpoints"
         self.patience = _Patience(self.settings.early_stopping)
         self.state = TrainingState()
-        options = {"batch_size": self.settings.batch_size, "accumulation": self.settings.gradient_accumulation}
-        lengths = self.rows.features.lengths
-        self.epoch_groups = lambda epoch: step_groups(
-            lengths, **options, seed=recipe.seed, epoch=epoch, bucket_by_length=self.settings.bucket_by_length
-        )
+        features = self.rows.features
+        self.together = Together(features.lengths, features.keys(self.spec.together))
+        self.batching = {
+            "batch_size": self.settings.batch_size,
+            "accumulation": self.settings.gradient_accumulation,
+        }
+        groups = len(self.together)
         self.total_steps = total_steps(
-            len(lengths), **options, epochs=self.settings.epochs, max_steps=self.settings.max_steps
+            groups, **self.batching, epochs=self.settings.epochs, max_steps=self.settings.max_steps
         )
-        self.steps_per_epoch = total_steps(len(lengths), **options, epochs=1, max_steps=None)
+        self.steps_per_epoch = total_steps(groups, **self.batching, epochs=1, max_steps=None)
+
+    def _epoch_groups(self, epoch: int) -> list[StepGroup]:
+        """Return the windows of each micro-batch of each optimizer step of one epoch."""
+        steps = step_groups(
+            self.together.lengths,
+            **self.batching,
+            seed=self.recipe.seed,
+            epoch=epoch,
+            bucket_by_length=self.settings.bucket_by_length,
+        )
+        return [[self.together.windows(micro_batch) for micro_batch in step] for step in steps]
 
     def _open_learner(self, runtime: Runtime) -> tuple[Learner, TaskSpec]:
         import torch
@@ -182,12 +198,12 @@ class _Training:
         accelerator = runtime.accelerator()
         task, spec = open_task(recipe.task.name, recipe.task.options)
         torch.manual_seed(recipe.seed)  # the new head is drawn from it
-        loaded = task.build_model(model_folder, self.data.labels, allow_code=runtime.allow_code)
+        loaded = task.build_model(model_folder, self.data.labels, model_settings(recipe, runtime))
         for notice in loaded.notices:
             self.progress.note(notice)
         freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
         self.progress.note(freezing_table(freezing))
-        tokenizer = load_tokenizer(model_folder, allow_code=runtime.allow_code)
+        tokenizer = load_tokenizer(model_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
         loaded.model.config.pad_token_id = (
             tokenizer.pad_token_id
         )  # what pads has to be what the model takes for padding
@@ -195,7 +211,8 @@ class _Training:
         model = loaded.model.to(accelerator.device)
         optimizer = make(model.named_parameters(), self.settings.learning_rate)
         model, optimizer = accelerator.prepare(model, optimizer)
-        return Learner(accelerator, model, optimizer, freezing, task, tokenizer), spec
+        fitted = spec.fit_targets(self.rows.rows) if spec.fit_targets else {}
+        return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted), spec
 
     def run(self) -> None:
         """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
@@ -233,7 +250,7 @@ class _Training:
         return optimizer_steps(
             self.learner,
             self.rows.features,
-            self.epoch_groups,
+            self._epoch_groups,
             learning_rate=self.settings.learning_rate,
             schedule=schedule,
             total_steps=self.total_steps,
@@ -257,19 +274,45 @@ class _Training:
         self.progress.note(f"step {step.number}, epoch {step.epoch + 1}: validation {shown}{' (best)' if best else ''}")
 
     def _validation_scores(self) -> dict[str, float]:
-        learner = self.learner
-        outputs = run_model(
-            learner.model, learner.task, learner.tokenizer, self.validation.features,
-            self.settings.eval_batch_size, learner.accelerator.device,
-        )  # fmt: skip
-        scores = {"loss": mean_loss(learner, outputs, self.validation)}
-        predictions: Predictions = learner.task.decode(
-            outputs, self.validation.features.row_ids, self.validation.rows, self.data.labels
-        )
-        for name in dict.fromkeys((self.spec.metrics[0], self.spec.metrics[1], self.settings.early_stopping.metric)):
+        outputs = self._validation_outputs()
+        assert outputs.loss is not None, "validation rows have targets"
+        scores = {"loss": outputs.loss}
+        predictions = self._decoded(outputs, self._fitted_on(outputs))
+        for name in dict.fromkeys((*self.spec.metrics[:2], self.settings.early_stopping.metric)):
             if name != "loss":
                 scores[name] = point(name, predictions)
         return scores
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        """The model that is being trained, as it will be asked when it is a run."""
+        learner = self.learner
+        model = learner.accelerator.unwrap_model(learner.model)
+        return Predictor(
+            model=model,
+            forward=partial(learner.task.forward, model),
+            tokenizer=learner.tokenizer,
+            task=learner.task,
+            spec=self.spec,
+            labels=self.data.labels,
+            device=learner.accelerator.device,
+            encoder=Encoder.of(learner.tokenizer, Limits(**self.data.limits)),
+            fitted=learner.fitted,
+        )
+
+    def _validation_outputs(self) -> Outputs:
+        self._predictor.model.eval()
+        return run_model(self._predictor, self.validation.features, self.settings.eval_batch_size)
+
+    def _decoded(self, outputs: Outputs, fitted: Mapping[str, Any]) -> Predictions:
+        return self._predictor.decode(outputs, self.validation.rows, self.validation.features, fitted)
+
+    def _fitted_on(self, outputs: Outputs) -> dict[str, Any]:
+        """Return what is fitted beside the weights: on the training rows, and on outputs for the validation rows."""
+        fitted = dict(self.learner.fitted)
+        if self.spec.fit_decisions:
+            fitted |= self.spec.fit_decisions(self._decoded(outputs, fitted))
+        return fitted
 
     def _end(self, log: _Log) -> None:
         restore_best(self.learner, self.state.best_step, self.checkpoints)
@@ -292,6 +335,10 @@ class _Training:
         with quiet_transformers(), disk_errors(self.folder / "model"):
             model.save_pretrained(self.folder / "model")
             learner.tokenizer.save_pretrained(self.folder / "model")
+        save_extras(learner.task, self.folder / "model", self.data.limits["max_length"])
+        fitted = self._fitted_on(self._validation_outputs()) if self.spec.fit_decisions else learner.fitted
+        if fitted:
+            write_json(self.folder / FITTED, dict(fitted))
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
         return {
@@ -319,21 +366,6 @@ class _Training:
         lines = map(json.loads, (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
         scores = {line["step"]: line["validation"] for line in lines if "validation" in line}
         return dict(scores[self.state.best_step])
-
-
-def mean_loss(learner: Learner, outputs: Any, split: Split, chunk: int = 1024) -> float:
-    """Return the mean loss over a split from the model's raw outputs for it."""
-    from types import SimpleNamespace
-
-    import torch
-
-    total, count = 0.0, 0.0
-    for start in range(0, len(split.features), chunk):
-        stop = min(start + chunk, len(split.features))
-        batch = learner.task.collate([split.features[row] for row in range(start, stop)], learner.tokenizer)
-        part = learner.task.loss(SimpleNamespace(logits=torch.from_numpy(outputs[start:stop])), batch)
-        total, count = total + float(part[0]), count + float(part[1])
-    return total / count
 
 
 def freezing_table(freezing: Any) -> str:

@@ -21,7 +21,8 @@ LEVELS = (
     ("recipe",),
     ("artifacts", "gates"),
     ("models",),
-    ("data", "evaluation"),
+    ("data",),
+    ("evaluation",),
     ("tasks",),
     ("training",),
     ("quantization", "reports"),
@@ -31,7 +32,7 @@ LEVELS = (
     ("cli",),
     ("__main__",),
 )
-STAGES = LEVELS[10]
+STAGES = LEVELS[11]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pyarrow", "matplotlib", "evaluate"}
 

@@ -146,9 +146,9 @@ def test_a_library_s_own_exception_becomes_the_os_error_in_it(tmp_path: Path, te
 
 def test_the_fingerprint_of_given_values_never_changes() -> None:
     """If this fails, every artifact of every user becomes stale: raise FORMAT_VERSION and say so in the changelog."""
-    assert FORMAT_VERSION == 2
+    assert FORMAT_VERSION == 3
     found = fingerprint({"b": [1, 2.5, None, True], "a": {"é": "x"}})
-    assert found == "9b67306d0f03906e2ee4d5fd2b87947845c53b48d856b9734658fa4ea78c6091"
+    assert found == "3ac541ec1b4828dd53ad9951a3bd613093b9936bb6ff939206f161139984471a"
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
@@ -209,9 +209,9 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ({"format_version": FORMAT_VERSION, "kind": "data"}, "expected run of format 2, found data of format 2"),
-        ({"format_version": 99, "kind": "run"}, "expected run of format 2, found run of format 99"),
-        ({"format_version": 1, "kind": "run"}, "expected run of format 2, found run of format 1"),
+        ({"format_version": FORMAT_VERSION, "kind": "data"}, "expected run of format 3, found data of format 3"),
+        ({"format_version": 99, "kind": "run"}, "expected run of format 3, found run of format 99"),
+        ({"format_version": 1, "kind": "run"}, "expected run of format 3, found run of format 1"),
         ({"format_version": FORMAT_VERSION, "kind": "run", "format": "onnx"}, "damaged, lacks labels, limits, "),
         ({"kind": "run"}, "damaged; remove"),
         ([1], "damaged; remove"),
@@ -341,15 +341,16 @@ def test_a_split_is_read_as_it_was_written(data: PreparedData) -> None:
     assert list(split.rows) == [split.rows[index] for index in range(3)] == expected
     assert split.features.row_ids.tolist() == [0, 1, 2]
     assert list(split.features) == [
-        {"input_ids": [1, 2], "label_id": 0},
-        {"input_ids": [3], "label_id": 1},
-        {"input_ids": [4, 5, 6], "label_id": 0},
+        {"input_ids": [1, 2], "label_id": 0, "row": 0},
+        {"input_ids": [3], "label_id": 1, "row": 1},
+        {"input_ids": [4, 5, 6], "label_id": 0, "row": 2},
     ]
+    assert split.features.scalars("label_id").tolist() == [0, 1, 0]
 
 
 def test_rows_and_features_are_sequences_from_both_ends(data: PreparedData) -> None:
     rows, features = data.split("train").rows, data.split("train").features
-    assert features[-1] == features[2] == {"input_ids": [4, 5, 6], "label_id": 0}
+    assert features[-1] == features[2] == {"input_ids": [4, 5, 6], "label_id": 0, "row": 2}
     assert rows[-3] == rows[0] == {"text": "a b", "label": "x"}
     for sequence in (rows, features):
         for index in (3, -4):
@@ -364,10 +365,14 @@ def test_windows_share_the_target_and_the_weight_of_their_row() -> None:
     features = feature_table({"input_ids": ids, "label_id": pa.array([1, 0, 1], pa.int32())})
     assert (features.row_ids.tolist(), features.lengths) == ([0, 0, 1, 2, 2, 2], [2, 3, 1, 1, 1, 2])
     assert [features[1], features[2], features[-1]] == [
-        {"input_ids": [2, 3, 4], "label_id": 1, "weight": 0.5},
-        {"input_ids": [5], "label_id": 0, "weight": 1.0},
-        {"input_ids": [8, 9], "label_id": 1, "weight": 1 / 3},
+        {"input_ids": [2, 3, 4], "label_id": 1, "row": 0, "weight": 0.5},
+        {"input_ids": [5], "label_id": 0, "row": 1, "weight": 1.0},
+        {"input_ids": [8, 9], "label_id": 1, "row": 2, "weight": 1 / 3},
     ]
+    assert features.scalars("label_id").tolist() == [1, 1, 0, 1, 1, 1]
+    assert features.keys(None) is None
+    assert features.keys("row").tolist() == [0, 0, 1, 2, 2, 2]
+    assert features.keys("label_id").tolist() == [1, 1, 0, 1, 1, 1]
 
 
 def test_an_unknown_split_is_refused_with_those_that_exist(data: PreparedData) -> None:

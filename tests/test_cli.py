@@ -125,7 +125,7 @@ def test_the_written_files_are_those_that_the_documentation_names(finished: Path
         "data/manifest.json", "data/report.json", "data/report.md", "data/dropped.jsonl",
         "data/train.arrow", "data/validation.arrow", "data/test.arrow",
         "run/manifest.json", "run/recipe.yaml", "run/log.jsonl", "run/model/model.safetensors", "run/model/config.json",
-        "run/model/tokenizer.json", "run/reports/test.json", "run/reports/test.md", "run/reports/test-confusion.png",
+        "run/model/tokenizer.json", "run/reports/test.json", "run/reports/test.md", "run/reports/test-confusion-matrix.png",
         "run/reports/loss.png",
         "run-onnx-int8/manifest.json", "run-onnx-int8/model/model.onnx", "run-onnx-int8/reports/quantization.json",
         "run-onnx-int8/reports/quantization.md", "run-onnx-int8/recipe.yaml",

@@ -9,22 +9,25 @@ import inspect
 import json
 import pkgutil
 import sys
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
 
 from finetune import registry
 from finetune.registry import Entry, Registry
-from finetune.tasks import PreparesRows, Task, TaskSpec
+from finetune.tasks import PreparesRows, Task, TaskSpec, open_task
 
 PREPARING_MEMBERS = {"columns", "encode"}
-TASK_MEMBERS = {*PREPARING_MEMBERS, "build_model", "collate", "loss", "decode"}
+TASK_MEMBERS = {*PREPARING_MEMBERS, "build_model", "collate", "forward", "loss", "decode"}
+OPTIONAL_MEMBERS = {"save_extras"}
 
 
 def entry_of(parts: Registry, name: str) -> Entry:
-    return parts.get(f"{name}argument" if name.endswith(":") else name)
+    argument = parts.get_any(name).attributes.get("example", "argument")
+    return parts.get(f"{name}{argument}" if name.endswith(registry.MARKS) else name)
 
 
 def entries(*registries: Registry) -> list[Any]:
@@ -69,36 +72,51 @@ def test_every_option_has_a_valid_default_or_is_named_as_required(entry: Entry) 
 
 
 @pytest.mark.parametrize("entry", entries(registry.metrics))
-def test_metrics_declare_whether_higher_is_better(entry: Entry) -> None:
+def test_metrics_declare_whether_higher_is_better_and_what_they_judge(entry: Entry) -> None:
     assert isinstance(entry.attributes["higher_is_better"], bool)
+    assert set(entry.attributes["of"]) <= {spec.kind for _, spec in tasks_and_specs()}
+
+
+def tasks_and_specs() -> list[tuple[Any, TaskSpec]]:
+    """Return every task in every form that an option with a few choices gives it."""
+    found = []
+    for name in registry.tasks.names():
+        defaults = registry.tasks.get(name).options().model_dump()
+        forms = [defaults]
+        for option, field in registry.tasks.get(name).options.model_fields.items():
+            if typing.get_origin(field.annotation) is Literal:
+                forms += [{**defaults, option: choice} for choice in typing.get_args(field.annotation)]
+        found += [open_task(name, form) for form in forms]
+    return found
 
 
 @pytest.mark.parametrize("entry", entries(registry.tasks))
 def test_tasks_have_the_members_of_the_protocol_and_no_other_public_ones(entry: Entry) -> None:
     task = entry.build(entry.options().model_dump())
-    members = TASK_MEMBERS if entry.attributes["spec"].trains else PREPARING_MEMBERS
-    assert {name for name in dir(task) if not name.startswith("_")} == members
-    for name in members - {"columns"}:
+    assert {name for name in dir(task) if not name.startswith("_")} - OPTIONAL_MEMBERS == TASK_MEMBERS
+    for name in TASK_MEMBERS - {"columns"}:
         wanted = list(inspect.signature(getattr(Task, name)).parameters)[1:]
         assert list(inspect.signature(getattr(task, name)).parameters) == wanted, name
 
 
-def test_the_protocol_of_a_task_has_six_members_of_which_preparing_rows_takes_two() -> None:
+def test_the_protocol_of_a_task_has_seven_members_of_which_preparing_rows_takes_two() -> None:
     preparing = {name for name in (*vars(PreparesRows), *PreparesRows.__annotations__) if not name.startswith("_")}
     training = {name for name in vars(Task) if not name.startswith("_")}
     assert (preparing, preparing | training) == (PREPARING_MEMBERS, TASK_MEMBERS)
 
 
-@pytest.mark.parametrize("entry", entries(registry.tasks))
-def test_what_a_task_declares_exists(entry: Entry) -> None:
-    spec, columns = entry.attributes["spec"], entry.target.columns  # type: ignore[attr-defined]
-    assert isinstance(spec, TaskSpec)
-    assert set(spec.metrics) <= set(registry.metrics.names())
-    assert set(spec.baselines) <= set(registry.baselines.names())
-    assert not spec.trains or len(spec.metrics) >= 2, "training shows the first two"
-    assert spec.trains == (spec.describe is not None), "predicting says how an answer reads"
-    assert {*spec.text_roles, *([spec.label_role] if spec.label_role else [])} <= set(columns)
-    assert spec.text_roles
+def test_what_a_task_declares_exists_in_all_of_its_forms() -> None:
+    for task, spec in tasks_and_specs():
+        assert isinstance(spec, TaskSpec)
+        for name in spec.metrics:
+            assert spec.kind in registry.metrics.get(name).attributes["of"], name
+        for name in spec.baselines:
+            assert spec.kind in registry.baselines.get(name).attributes["of"], name
+        assert len(spec.metrics) >= 2, "training shows the first two"
+        roles = {*spec.text_roles, spec.label_role, spec.unit_role} - {None}
+        assert roles <= set(task.columns)
+        assert spec.text_roles
+        assert (spec.unit == "row") == (spec.unit_role is None)
 
 
 @pytest.mark.parametrize("entry", entries(registry.backends))
@@ -109,8 +127,9 @@ def test_backends_declare_format_loader_and_title(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", entries(registry.baselines))
-def test_baselines_declare_a_title(entry: Entry) -> None:
+def test_baselines_declare_a_title_and_what_they_answer(entry: Entry) -> None:
     assert isinstance(entry.attributes["title"], str)
+    assert set(entry.attributes["of"]) <= {spec.kind for _, spec in tasks_and_specs()}
 
 
 def top_level_imports(path: Path) -> set[str]:

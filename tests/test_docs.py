@@ -12,15 +12,18 @@ import typer
 from finetune import registry
 from finetune.cli import app
 from finetune.documents import parse_value
+from finetune.evaluation.metrics.labels import AVERAGES
 from finetune.recipe import DataSection, Recipe, load_recipe
+from finetune.tasks import open_task
 from tests.conftest import ROOT
 
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/data-preparation.md",
+    "docs/tasks.md",
     "data/README.md",
-    "recipes/quickstart.yaml",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*.yaml")),
     "benchmarks/banking77.yaml",
 ]
 
@@ -86,11 +89,13 @@ def test_every_file_of_the_file_tree_exists_and_none_is_missing() -> None:
 )
 def test_every_recipe_loads(path: Path) -> None:
     recipe = load_recipe(path)
-    assert Path(recipe.data.source).is_absolute()
+    public = all(source.startswith("hub:") for source in recipe.data.paths)
+    assert public or all(Path(source).is_absolute() for source in recipe.data.paths)
     if path.parent.name == "recipes":
-        head = path.read_text().splitlines()
+        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
         assert head[0] == f"# finetune run recipes/{path.name}"
-        assert any("expected: " in line for line in head[:5])
+        assert any(("published: " if public else "expected: ") in line for line in head)
+        assert not public or any("https://" in line or "arXiv" in line for line in head), "where the score is published"
         assert recipe.name == path.stem
         load_recipe(path, check_inputs=True)
 
@@ -143,3 +148,38 @@ def test_every_part_and_option_of_the_preparation_is_documented(parts: registry.
 def test_every_setting_of_the_data_is_documented() -> None:
     text = PREPARATION.read_text()
     assert [name for name in DataSection.model_fields if not re.search(rf"\b{name}\b", text)] == []
+
+
+TASKS = ROOT / "docs" / "tasks.md"
+
+
+@pytest.mark.parametrize("name", registry.tasks.names())
+def test_every_task_with_its_options_columns_and_baselines_is_documented(name: str) -> None:
+    text = TASKS.read_text()
+    assert f"## {name}\n" in text
+    options = registry.tasks.get(name).options
+    for option in options.model_fields:
+        assert re.search(rf"`{option}\b", text), option
+    task, spec = open_task(name, options().model_dump())
+    for role in (*task.columns, *spec.baselines):
+        assert f"`{role}`" in text, role
+
+
+def test_every_metric_is_documented_under_its_kind() -> None:
+    text = TASKS.read_text()
+    averages = {f"{kind}-{average}" for kind in ("f1", "precision", "recall") for average in AVERAGES}
+    lenient = {f"entity-{kind}-lenient" for kind in ("f1", "precision", "recall")}
+    for name in set(registry.metrics.names()) - averages - lenient:
+        assert re.search(rf"`{re.escape(name)}[A-Z]*`", text), name
+    for word in (*AVERAGES, "f1-", "-lenient"):
+        assert f"`{word}`" in text
+
+
+def test_every_task_has_a_recipe_to_try_and_one_for_public_data() -> None:
+    recipes = [load_recipe(path) for path in (ROOT / "recipes").glob("*.yaml")]
+    public = [recipe for recipe in recipes if all(source.startswith("hub:") for source in recipe.data.paths)]
+    small = [recipe for recipe in recipes if recipe not in public]
+    for found in (small, public):
+        assert {recipe.task.name for recipe in found} == set(registry.tasks.names())
+    named = set(re.findall(r"`([a-z0-9-]+)`", TASKS.read_text()))
+    assert {recipe.name for recipe in recipes} <= named

@@ -108,9 +108,9 @@ def test_the_written_report_is_the_returned_one_beside_its_readable_form(copied:
     assert json.loads((copied.reports / "validation.json").read_text(encoding="utf-8")) == report
     text = (copied.reports / "validation.md").read_text(encoding="utf-8")
     assert text.startswith("# tiny: evaluation on validation\n\nModel model, seed 7, run ")
-    assert "![Confusion matrix](validation-confusion.png)" in text
+    assert "![Confusion matrix](validation-confusion-matrix.png)" in text
     assert "![Loss by step](loss.png)" in text
-    assert (copied.reports / "validation-confusion.png").is_file()
+    assert (copied.reports / "validation-confusion-matrix.png").is_file()
 
 
 def test_the_scores_are_those_of_the_predictions(trained: Run, report: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_the_scores_are_those_of_the_predictions(trained: Run, report: dict[str,
     alone = [
         feature_table(predictor.encode({role: [value] for role, value in row.items()}).features) for row in split.rows
     ]
-    assert [features[0] for features in alone] == list(split.features)
+    assert [{**features[0], "row": row} for row, features in enumerate(alone)] == list(split.features)
     one_by_one = [predictor.predict([row], features, 1) for row, features in zip(split.rows, alone, strict=True)]
     predicted = [prediction.labels[prediction.predicted[0]] for prediction in one_by_one]
     truth = [row["label"] for row in split.rows]
@@ -187,7 +187,9 @@ def test_evaluating_changes_no_file_of_the_run_but_its_reports(copied: Run, tmp_
     evaluate(copied, runtime=CPU)
     evaluate(copied, source=write_jsonl(tmp_path / "fresh.jsonl", make_rows(2, seed=5)), runtime=CPU)
     after = contents(copied.folder.parent)
-    new = {f"run/reports/{name}{end}" for name in ("test", "fresh") for end in (".json", ".md", "-confusion.png")}
+    new = {
+        f"run/reports/{name}{end}" for name in ("test", "fresh") for end in (".json", ".md", "-confusion-matrix.png")
+    }
     assert set(after) - set(before) == new
     assert {name: after[name] for name in before} == before
 
@@ -197,7 +199,7 @@ def test_another_folder_takes_the_report_and_the_run_stays_as_it_is(copied: Run,
     evaluate(copied, folder=tmp_path / "elsewhere", runtime=CPU)
     assert contents(copied.folder) == before
     assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == [
-        "test-confusion.png",
+        "test-confusion-matrix.png",
         "test.json",
         "test.md",
     ]
@@ -248,7 +250,8 @@ def test_rows_that_cannot_be_scored_are_counted_by_reason(trained: Run, tmp_path
 def test_rows_of_which_none_has_a_known_label_are_refused_with_the_labels(trained: Run, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "new.jsonl", [{"body": "the apple", "intent": "Fruit"}])
     with pytest.raises(
-        FinetuneError, match=r"new\.jsonl: none of its rows can be scored \(unknown_label 1\).*\(fruit, tool, weather\)"
+        FinetuneError,
+        match=r"new\.jsonl: none of its rows .* \(unknown_label 1; 'Fruit' in line 1\).*labels fruit, tool, weather",
     ):
         evaluate(trained, source=source, folder=tmp_path, runtime=CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["new.jsonl"]

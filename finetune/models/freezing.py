@@ -42,7 +42,7 @@ class Layout:
 def layout_of(model: Any, new_parameters: Iterable[str] = ()) -> Layout:
     """Read a transformers model's layout; the layers are its largest list of modules."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    prefix = f"{model.base_model_prefix}."
+    prefix = _encoder_prefix(model)
     head = {name for name in sizes if not name.startswith(prefix)} | set(new_parameters)
     encoder = [name for name in sizes if name not in head]
     stack = _layer_stack(model, sizes)
@@ -52,6 +52,11 @@ def layout_of(model: Any, new_parameters: Iterable[str] = ()) -> Layout:
     )
     first = next((position for position, name in enumerate(encoder) if stack and name.startswith(f"{stack}.")), 0)
     return Layout(sizes, tuple(encoder[:first]), layers, tuple(name for name in sizes if name in head))
+
+
+def _encoder_prefix(model: Any) -> str:
+    """Return what the names of the encoder's parameters begin with: `bert.`, or nothing if the model is an encoder."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
 def _layer_stack(model: Any, sizes: dict[str, int]) -> str:
@@ -174,7 +179,7 @@ def _eval_modules(model: Any, layout: Layout, frozen: frozenset[str]) -> tuple[s
     """
     blocks = [model.base_model_prefix] if model.base_model is not model else []
     blocks += [_common_module(layer) for layer in layout.layers]
-    blocks += sorted({_top_module(name, model.base_model_prefix) for name in layout.embeddings})
+    blocks += sorted({_top_module(name, _encoder_prefix(model)) for name in layout.embeddings})
     if layout.embeddings and all(name in frozen for name in layout.embeddings):
         dropouts = _dropouts_before_the_layers(model, layout)
     else:
@@ -190,10 +195,9 @@ def _eval_modules(model: Any, layout: Layout, frozen: frozenset[str]) -> tuple[s
 
 def _dropouts_before_the_layers(model: Any, layout: Layout) -> list[str]:
     """Name the encoder's own dropouts that stand between the embeddings and the layers, as in GPT-2."""
-    prefix = model.base_model_prefix
     names = []
     for name, child in model.base_model.named_children():
-        path = f"{prefix}.{name}"
+        path = f"{_encoder_prefix(model)}{name}"
         if any(parameter.startswith(f"{path}.") for layer in layout.layers for parameter in layer):
             break
         if "Dropout" in type(child).__name__:
@@ -209,7 +213,7 @@ def _common_module(names: Sequence[str]) -> str:
 
 def _top_module(name: str, prefix: str) -> str:
     """Return the child of the encoder that a parameter is in: `bert.embeddings`."""
-    depth = prefix.count(".") + 2
+    depth = prefix.count(".") + 1
     return ".".join(name.split(".")[:depth])
 
 

@@ -81,6 +81,8 @@ class Deciding:
         clusters = self._find_near(self._given_splits())
         for name in self.data.group_by:
             clusters = merge_clusters(clusters, self._groups(name))
+        if self.spec.unit_role:
+            clusters = merge_clusters(clusters, self._units())
         clusters = self._drop_rare(clusters)
         self._require_rows()
         splits, clusters, leaks = self._split(clusters)
@@ -152,9 +154,13 @@ class Deciding:
         exact = clusters_of(self.left.keys())
         if settings.action == "off":
             return exact
-        inside = exact if given is None else _within(exact, given)
+        # rows of one unit share most of their text: what may be nearly the same are units
+        columns, same = self.left.text_columns, exact
+        if self.spec.unit_role in columns:
+            columns, same = [self.spec.unit_role], self._units()
+        inside = same if given is None else _within(same, given)
         found = find_near_duplicates(
-            [self.left.rows.column(name) for name in self.left.text_columns],
+            [self.left.rows.column(name) for name in columns],
             inside,
             threshold=settings.threshold,
             shingles=settings.shingles,
@@ -164,8 +170,8 @@ class Deciding:
             parts=given,
             progress=self.progress,
         )
-        clusters = merge_clusters(found.clusters, exact)
-        self.near_repeats = len(np.unique(exact)) - len(np.unique(clusters))
+        clusters = merge_clusters(found.clusters, same)
+        self.near_repeats = len(np.unique(same)) - len(np.unique(clusters))
         self.near_listed = [
             {**self.left.pair(first, second), "similarity": round(float(similarity), 4)}
             for (first, second), similarity in zip(found.pairs[:MOST_PAIRS_LISTED], found.similarities, strict=False)
@@ -278,6 +284,8 @@ class Deciding:
         if all(self.left.rows.column(name)[row] == self.left.rows.column(name)[other] for name in (KEY_HIGH, KEY_LOW)):
             return "same text"
         groups = [self.left.rows.column(f"{EXTRA}{name}") for name in self.data.group_by]
+        if self.spec.unit_role:
+            groups.append(self.left.rows.column(self.spec.unit_role))
         same = any(group[row].is_valid and group[row] == group[other] for group in groups)
         return "same group" if same else "nearly the same text"
 
@@ -298,8 +306,24 @@ class Deciding:
         codes, known = codes_of(self.left.rows.column(f"{EXTRA}{name}"))
         return np.where(codes < 0, known + np.arange(len(codes)), codes)
 
+    def _units(self) -> NDArray[np.int64]:
+        """Return the unit of each row (its document, its query), named by its first row."""
+        import numpy as np
+
+        assert self.spec.unit_role
+        codes, _ = codes_of(self.left.rows.column(self.spec.unit_role))
+        _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+        return np.asarray(first[inverse], dtype=np.int64)
+
     def _target_codes(self) -> NDArray[np.int32]:
+        """Return a number for what each row is to teach: the same for equal labels, or numbers equal in all columns."""
+        import numpy as np
+
         assert self.spec.label_role
+        if self.kind == "number":
+            numbers = [role for role, column in self.columns.items() if column.kind == "number"]
+            codes = np.stack([codes_of(self.left.rows.column(role))[0] for role in numbers], axis=1)
+            return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
         column = self.left.rows.column(self.spec.label_role)
         return codes_of(_joined(column) if self.kind in {"labels", "tags"} else column)[0]
 

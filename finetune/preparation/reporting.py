@@ -100,8 +100,9 @@ def _targets(decided: Decided, spec: TaskSpec, kind: str) -> dict[str, Any]:
         return {}
     column = decided.rows.column(spec.label_role)
     if kind == "number":
-        values = column.to_numpy()
-        return {"target": {name: _numbers(values[decided.splits == SPLITS.index(name)]) for name in names}}
+        numbers = [field.name for field in decided.rows.table.schema if field.type == "double"]
+        found = {role: _by_split(decided, role, names) for role in numbers}
+        return {"target": found[spec.label_role], **({"targets": found} if len(found) > 1 else {})}
     items, owners = _items(column, kind)
     codes, _ = codes_of(items)
     known = [value.as_py() for value in _dictionary(items)]
@@ -114,6 +115,12 @@ def _targets(decided: Decided, spec: TaskSpec, kind: str) -> dict[str, Any]:
         found = rows.get(label, np.zeros(len(SPLITS), dtype=np.int64))
         labels[label] = {name: int(found[SPLITS.index(name)]) for name in names}
     return {"labels": labels}
+
+
+def _by_split(decided: Decided, role: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return what numbers a column has in each split."""
+    values = decided.rows.column(role).to_numpy()
+    return {name: _numbers(values[decided.splits == SPLITS.index(name)]) for name in names}
 
 
 def _items(column: Any, kind: str) -> tuple[Any, NDArray[np.int64]]:

@@ -123,7 +123,9 @@ def rows_of_split(decided: Decided, code: int) -> Iterator[pa.RecordBatch]:
 def augmentation_of(recipe: Recipe, columns: Columns, seed: int) -> Augmentation:
     """Return the recipe's augmentation; raise FinetuneError if an augmenter cannot run on rows of this kind."""
     assert recipe.data.augment is not None
-    return Augmentation([(part.name, part.options) for part in recipe.data.augment.operations], columns, seed=seed)
+    operations = [(part.name, part.options) for part in recipe.data.augment.operations]
+    _, spec = open_task(recipe.task.name, recipe.task.options)
+    return Augmentation(operations, columns, seed=seed, fixed={spec.unit_role} if spec.unit_role else ())
 
 
 def augment_rows(
@@ -222,6 +224,7 @@ def find_faults(
         given_labels=recipe.data.labels or None,
         label_map=recipe.data.label_map,
         label_separator=recipe.data.label_separator,
+        learned=deciding.spec.label_role or "",
     )
     order = ("error", "warning", "note")
     found = [*decided.problems, *run_checks(rows, settings)]

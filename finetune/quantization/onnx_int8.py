@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,32 +16,32 @@ from finetune.errors import FinetuneError
 from finetune.registry import backends
 
 MODEL_FILE = "model.onnx"
-# The largest difference between eager and exported logits that rounding explains
+Forward = Callable[[Any, Mapping[str, Any]], Any]
+# The largest difference between eager and exported outputs that rounding explains
 EXPORT_TOLERANCE = 1e-3
 
 
 def load(folder: Path, threads: int) -> Any:
-    """Open an exported model as a torch module that takes the task's batches and returns logits."""
+    """Open an exported model: a function from the inputs of the task's batches to the task's raw outputs."""
     import torch
-    from transformers.modeling_outputs import SequenceClassifierOutput
 
     _require_onnx()
     session = _open_session(folder / MODEL_FILE, threads)
     names = [entry.name for entry in session.get_inputs()]
 
-    class OnnxModel(torch.nn.Module):
-        """An ONNX session that looks like the model that it was made from."""
+    class OnnxModel:
+        """An ONNX session that answers as the task's `forward` does."""
 
         @staticmethod
         def in_threads(count: int) -> Any:
             """Open the same model once more, for another number of threads."""
             return load(folder, count)
 
-        def forward(self, **inputs: torch.Tensor) -> SequenceClassifierOutput:
+        def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
             arrays = {name: inputs[name].numpy() for name in names}
-            return SequenceClassifierOutput(logits=torch.from_numpy(session.run(None, arrays)[0]))
+            return torch.from_numpy(session.run(None, arrays)[0])
 
-    return OnnxModel().eval()
+    return OnnxModel()
 
 
 def _open_session(path: Path, threads: int) -> Any:
@@ -57,7 +57,8 @@ def _open_session(path: Path, threads: int) -> Any:
 @backends.register("onnx-int8", format="onnx", load=load, title="dynamic int8, ONNX Runtime")
 def onnx_int8(
     model: Any,
-    batch: dict[str, Any],
+    forward: Forward,
+    inputs: dict[str, Any],
     folder: Path,
     *,
     per_channel: bool = True,
@@ -66,7 +67,8 @@ def onnx_int8(
 ) -> None:
     """Export a model with torch's dynamo exporter and quantize its weights, embeddings included, into `folder`.
 
-    `batch` is an example of the model's inputs, two rows at least. With `reduce_range` weights keep to 7 bits, which
+    `forward` gives the task's raw outputs for a model and its inputs, of which `inputs` are an example: two rows at
+    least. With `reduce_range` weights keep to 7 bits, which
     is exact on CPUs without VNNI too. At opset 23 ONNX Runtime mistakes the standard Attention operator for its own,
     hence at most 20.
     """
@@ -77,7 +79,7 @@ def onnx_int8(
     exported = folder / "exported.onnx"
     prepared = folder / "prepared.onnx"
     with _quiet():
-        _export(model, batch, exported, opset)
+        _export(model, forward, inputs, exported, opset)
         graph = onnx.load(exported)
         # The exporter's own shapes contradict those that the quantizer infers after it has changed the graph
         del graph.graph.value_info[:]
@@ -94,18 +96,18 @@ def onnx_int8(
     prepared.unlink()
 
 
-def _export(model: Any, batch: dict[str, Any], target: Path, opset: int) -> None:
+def _export(model: Any, forward: Forward, inputs: dict[str, Any], target: Path, opset: int) -> None:
     """Write the float32 graph with dynamic batch and length, and prove on other shapes that it computes the same."""
     import torch
 
-    names = list(batch)
+    names = list(inputs)
     was_training = model.training
-    wrapper = _logits_of(model, names).eval()
+    wrapper = _outputs_of(model, forward, names).eval()
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
     try:
         program = torch.onnx.export(
             wrapper,
-            tuple(batch[name] for name in names),
+            tuple(inputs[name] for name in names),
             dynamo=True,
             opset_version=opset,
             input_names=names,
@@ -115,25 +117,25 @@ def _export(model: Any, batch: dict[str, Any], target: Path, opset: int) -> None
         )
         assert program is not None
         program.save(str(target))
-        _compare(wrapper, batch, target)
+        _compare(wrapper, inputs, target)
     finally:
         model.train(was_training)
 
 
-def _logits_of(model: Any, names: list[str]) -> Any:
-    """Return the model as a module from tensors, in the order of `names`, to its logits."""
+def _outputs_of(model: Any, forward: Forward, names: list[str]) -> Any:
+    """Return the model as a module from tensors, in the order of `names`, to the task's raw outputs."""
     import torch
 
-    class Logits(torch.nn.Module):
+    class Outputs(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.model(**dict(zip(names, inputs, strict=True))).logits
-            return logits
+            outputs: torch.Tensor = forward(self.model, dict(zip(names, inputs, strict=True)))
+            return outputs
 
-    return Logits()
+    return Outputs()
 
 
 def _compare(wrapper: Any, batch: dict[str, Any], exported: Path) -> None:
@@ -149,7 +151,7 @@ def _compare(wrapper: Any, batch: dict[str, Any], exported: Path) -> None:
         difference = float(abs(found - expected).max())
         if difference > EXPORT_TOLERANCE:
             raise FinetuneError(
-                f"quantize: the exported model does not compute what the model computes (logits differ by "
+                f"quantize: the exported model does not compute what the model computes (outputs differ by "
                 f"{difference:.2g} at shape {shape}); this architecture cannot be exported faithfully"
             )
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
+
+from finetune.evaluation.sections import Cell, Section, Table
+
+UNDEFINED = "not defined"
+# Where a worst example comes from; the rest is what its task shows
+PLACE = ("file", "line")
 
 # Markup of Markdown within a line and a table cell, and the beginnings of what some renderers turn into links
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$@]|:(?=//)|(?<=[wW]{3})\.")
@@ -26,19 +33,37 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, aligned, *rows])
 
 
-def interval(value: Mapping[str, float]) -> str:
+def interval(value: Mapping[str, float | None]) -> str:
     """Return a value with its interval: `0.912 (0.881 to 0.941)`."""
+    if value["value"] is None:
+        return UNDEFINED
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
-def evaluation_report(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    """Return an evaluation as Markdown; `pictures` maps titles to file names beside the report."""
+def cell(value: Cell) -> str:
+    """Return what stands in a cell of a table: text is escaped, numbers and intervals are rounded."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return interval(value)
+    if isinstance(value, float):
+        return UNDEFINED if math.isnan(value) else f"{value:.3f}"
+    return escape(value) if isinstance(value, str) else str(value)
+
+
+def evaluation_report(
+    report: Mapping[str, Any], sections: Iterable[Section], pictures: Mapping[str, str], worst_means: str
+) -> str:
+    """Return an evaluation as Markdown.
+
+    `sections` are what the task shows of it, `pictures` maps titles to file names beside the report, and
+    `worst_means` says by what the worst examples were chosen.
+    """
     systems = {"model": report["metrics"], **report["baselines"]}
     parts = [
         f"# {escape(report['recipe'])}: evaluation on {escape(report['split'])}",
         f"Model {escape(report['model'])}, seed {report['seed']}, run {report['run_fingerprint'][:12]}.",
-        f"{report['rows']} rows, task {report['task']}. In brackets: {report['intervals']['level']:.0%} bootstrap "
-        f"intervals ({report['intervals']['resamples']} resamples of rows).",
+        _what_was_scored(report),
         table(
             ["metric", *systems],
             [[escape(name), *(interval(scores[name]) for scores in systems.values())] for name in report["metrics"]],
@@ -49,14 +74,12 @@ def evaluation_report(report: Mapping[str, Any], pictures: Mapping[str, str]) ->
     parts += _caveats(report)
     if report.get("gates"):
         parts += ["## Gates", gates_table(report["gates"])]
-    parts += ["## By label", _labels(report["per_label"])]
-    parts += [f"![{title}]({quote(file)})" for title, file in pictures.items()]
+    for section in sections:
+        if isinstance(section, Table):
+            parts += [f"## {escape(section.title)}", *([section.note] if section.note else []), _section_table(section)]
+    parts += [f"![{escape(title)}]({quote(file)})" for title, file in pictures.items()]
     if report["worst"]:
-        parts += [
-            f"## The {len(report['worst'])} worst examples",
-            "The rows on which the model gave the true label the least probability.",
-            _worst(report["worst"]),
-        ]
+        parts += [f"## The {len(report['worst'])} worst examples", worst_means, _worst(report["worst"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,8 +116,8 @@ def gates_table(gates: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             escape(gate["gate"]),
-            f"{gate['value']:.4f}",
-            f"{gate['margin']:+.4f}",
+            UNDEFINED if gate["value"] is None else f"{gate['value']:.4f}",
+            "" if gate["margin"] is None else f"{gate['margin']:+.4f}",
             "holds" if gate["holds"] else "**fails**",
         ]
         for gate in gates
@@ -102,26 +125,35 @@ def gates_table(gates: Sequence[Mapping[str, Any]]) -> str:
     return table(["gate", "found", "margin", ""], rows)
 
 
-def _labels(labels: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [
-        [escape(label), str(scores["rows"]), *(interval(scores[kind]) for kind in ("precision", "recall", "f1"))]
-        for label, scores in labels.items()
-    ]
-    return table(["label", "rows", "precision", "recall", "F1"], rows)
+def _what_was_scored(report: Mapping[str, Any]) -> str:
+    intervals = report["intervals"]
+    units = {"row": "rows", "document": "documents", "query": "queries"}[intervals["unit"]]
+    of_units = "" if units == "rows" else f" of {intervals['units']} {units}"
+    return (
+        f"{report['rows']} rows{of_units}, task {report['task']}. In brackets: {intervals['level']:.0%} bootstrap "
+        f"intervals ({intervals['resamples']} resamples of {units})."
+    )
+
+
+def _section_table(section: Table) -> str:
+    rows = [[cell(value) for value in row] for row in section.rows]
+    return table([escape(name) for name in section.header], rows, text_columns=section.text_columns)
 
 
 def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
+    """Return the worst examples as a table: what the task shows of each, texts first, and its line at the end."""
+    names = [name for name in dict.fromkeys(key for example in examples for key in example) if name not in PLACE]
+    texts = [name for name in names if any(isinstance(example.get(name), str) for example in examples)]
+    columns = [*texts, *(name for name in names if name not in texts)]
     rows = [
         [
-            escape(example["text"]),
-            escape(example["label"]),
-            escape(example["predicted"]),
-            f"{example['probability_of_label']:.3f}",
+            *(cell(example.get(name)) for name in columns),
             f"{escape(example['file'])}: {example['line']}" if "file" in example else str(example["line"]),
         ]
         for example in examples
     ]
-    return table(["text", "true label", "predicted", "probability of the true label", "line"], rows, text_columns=3)
+    header = [escape(name.replace("_", " ")) for name in columns]
+    return table([*header, "line"], rows, text_columns=len(texts))
 
 
 def quantization_report(report: Mapping[str, Any]) -> str:
@@ -135,7 +167,7 @@ def quantization_report(report: Mapping[str, Any]) -> str:
         f"# {escape(report['recipe'])}: quantization with {escape(report['backend'])}",
         f"{report['rows']} rows of {escape(report['split'])}, the same for both models. Positive drop is worse.",
         table(["metric", "before", "after", "drop"], scores),
-        f"- Both models choose the same label on {report['agreement']:.1%} of the rows.\n"
+        f"- Both models give the same answer in {report['agreement']:.1%} of the cases.\n"
         f"- Weights: {size['before'] / 1e6:.1f} MB before, {size['after'] / 1e6:.1f} MB after "
         f"(ratio {report['size_ratio']:.2f}).",
         "## Speed",

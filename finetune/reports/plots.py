@@ -1,14 +1,17 @@
-"""Pictures for the reports: the loss curve and the confusion matrix."""
+"""Pictures for the reports: the loss curve, and what tasks show: confusion matrices, points, histograms."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finetune.evaluation.sections import Histogram, Matrix, Scatter, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +42,9 @@ def plot_loss_curve(log: Path, target: Path) -> None:
     save_figure(figure, target)
 
 
-def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], target: Path) -> None:
+def plot_confusion(
+    labels: Sequence[str], matrix: Sequence[Sequence[int]], target: Path, title: str = "Confusion matrix"
+) -> None:
     """Draw a confusion matrix, coloured by the share of each true label."""
     import numpy as np
     from matplotlib.figure import Figure
@@ -55,7 +60,7 @@ def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], targe
     shown = [plain_label(label) for label in labels]
     axes.set_xticks(ticks, shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(ticks, shown, fontsize=size)
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
+    axes.set(xlabel="predicted", ylabel="true", title=plain_label(title))
     if len(labels) <= MAX_LABELS_WITH_NUMBERS:
         for true, predicted in np.argwhere(counts > 0):
             colour = "white" if shares[true, predicted] > 0.5 else "#333333"
@@ -64,6 +69,57 @@ def plot_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]], targe
             )
     figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
     save_figure(figure, target)
+
+
+def plot_scatter(scatter: Scatter, target: Path) -> None:
+    """Draw points, faint where there are many, and the line on which both numbers are equal if it is asked for."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    alpha = min(0.8, max(0.1, 150 / max(1, len(scatter.x))))
+    axes.scatter(scatter.x, scatter.y, s=14, color="#3b6ea5", alpha=alpha, linewidths=0)
+    if scatter.diagonal and scatter.x:
+        ends = [min(*scatter.x, *scatter.y), max(*scatter.x, *scatter.y)]
+        axes.plot(ends, ends, color="#c44e52", linestyle=":", label="equal")
+        axes.legend(frameon=False)
+    axes.set(xlabel=plain_label(scatter.x_label), ylabel=plain_label(scatter.y_label), title=plain_label(scatter.title))
+    save_figure(figure, target)
+
+
+def plot_histogram(histogram: Histogram, target: Path) -> None:
+    """Draw how often values occur; several series over each other, in the same bins."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    series = histogram.values if isinstance(histogram.values, Mapping) else {"": histogram.values}
+    everything = [value for values in series.values() for value in values]
+    edges = np.histogram_bin_edges(everything or [0.0], bins=30).tolist()
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in series.items():
+        axes.hist(values, bins=edges, alpha=0.6 if len(series) > 1 else 1.0, label=plain_label(name))
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    axes.set(xlabel=plain_label(histogram.x_label), ylabel="count", title=plain_label(histogram.title))
+    save_figure(figure, target)
+
+
+def draw_sections(sections: Iterable[Section], folder: Path, prefix: str) -> dict[str, str]:
+    """Draw the pictures among a report's sections; return their file names by title."""
+    pictures = {}
+    for section in sections:
+        if isinstance(section, Table):
+            continue
+        name = f"{prefix}-{re.sub('[^a-z0-9]+', '-', section.title.lower()).strip('-')}.png"
+        if isinstance(section, Matrix):
+            plot_confusion(section.labels, section.counts, folder / name, section.title)
+        elif isinstance(section, Scatter):
+            plot_scatter(section, folder / name)
+        else:
+            plot_histogram(section, folder / name)
+        pictures[section.title] = name
+    return pictures
 
 
 def plain_label(label: str) -> str:

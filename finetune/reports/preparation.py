@@ -204,11 +204,14 @@ def _target(report: Mapping[str, Any]) -> list[str]:
     if not report.get("target"):
         return []
     keys = {"min": "smallest", "mean": "mean", "max": "largest", "deviation": "standard deviation"}
-    rows = [
-        [escape(split), *("-" if found.get(key) is None else f"{found[key]:.4g}" for key in keys)]
-        for split, found in report["target"].items()
-    ]
-    return ["## Target", table(["split", *keys.values()], rows)]
+    sections = []
+    for name, target in report.get("targets", {"": report["target"]}).items():
+        rows = [
+            [escape(split), *("-" if found.get(key) is None else f"{found[key]:.4g}" for key in keys)]
+            for split, found in target.items()
+        ]
+        sections += [f"## Target {escape(name)}".rstrip(), table(["split", *keys.values()], rows)]
+    return sections
 
 
 def _duplicates(report: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -10,17 +10,35 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from finetune import registry
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
+from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.sections import Section
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune.evaluation.predictions import Predictions
-    from finetune.models.loading import LoadedModel
+    from finetune.artifacts import FeatureTable
+    from finetune.models.loading import LoadedModel, ModelSettings
 
-Batch = dict[str, Any]
-# What a batch holds beside the inputs of the model: what the loss needs, and what no model takes
-NOT_FOR_THE_MODEL = ("labels", "weights")
+Row = Mapping[str, Any]
+Fitted = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of a few windows, their first dimension: what the model takes, and what the loss needs beside it.
+
+    `inputs` always has `input_ids` and `attention_mask` of shape (windows, length); `targets` is empty when the rows
+    have none.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on another device."""
+        moved = ({name: tensor.to(device) for name, tensor in part.items()} for part in (self.inputs, self.targets))
+        return Batch(*moved)
 
 
 class PreparesRows(Protocol):
@@ -33,40 +51,87 @@ class PreparesRows(Protocol):
 
 
 class Task(PreparesRows, Protocol):
-    """What a task has to do; `batch` maps input names to tensors of shape (rows, length) or (rows,)."""
+    """What a task has to do. `fitted` is what was fitted on the data beside the weights, and stays with the run."""
 
-    def build_model(self, folder: Path, labels: Sequence[str], *, allow_code: bool) -> LoadedModel:
-        """Load the pretrained model in `folder` under a head for these labels."""
+    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
+        """Load the pretrained model in `folder` under the head that the task needs."""
 
     def collate(self, features: Sequence[Mapping[str, Any]], tokenizer: Any) -> Batch:
-        """Pad the features of a few rows into one batch of tensors."""
+        """Pad the features of a few windows into one batch of tensors."""
 
-    def loss(self, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the model's raw outputs, one entry a window; by tensor operations alone, since it is exported."""
+
+    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sum of the losses and the number of targets (with weights: their sum) that it is a sum over."""
 
     def decode(
-        self, outputs: Any, row_ids: NDArray[Any], rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
+        self,
+        outputs: Sequence[NDArray[Any]],
+        features: FeatureTable,
+        rows: Sequence[Row],
+        labels: Sequence[str],
+        fitted: Fitted,
     ) -> Predictions:
-        """Turn the model's raw outputs (a float array, one entry a window) into predictions that metrics understand.
+        """Turn the model's raw outputs, one array a window, into predictions that metrics understand.
 
-        `row_ids` says for each output which row it is about: a long row may have been read in several windows.
+        `features.row_ids` says which row each window is of. What is not in `fitted` has not been fitted yet.
         """
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the rest of the toolkit must know about a task without knowing the task."""
+    """What the rest of the toolkit must know about a task without knowing the task.
 
+    `kind` is the kind of its predictions, by which metrics and baselines are chosen. Rows equal in `unit_role` stay
+    in one split, and intervals are over them; without it, over rows. `question` are the columns that `predict` asks
+    for; without it, those of the text roles.
+
+    How people read it: `describe` gives one answer as `predict` writes it and `example` the cells of a worst example
+    (both of predictions, the answer's number and its row); `difficulty` orders the examples, the worst highest.
+    `details` adds keys to the JSON report, and `sections` makes tables and pictures of that report.
+
+    What is fitted beside the weights: `fit_targets` on the training rows before training, `fit_decisions` on
+    predictions for the validation split. Features equal in `together` share a micro-batch (`row`: the parts of a
+    row), and batch sizes count such groups. A loss that does not add up over micro-batches refuses accumulation.
+    """
+
+    kind: str
     metrics: tuple[str, ...]
     baselines: tuple[str, ...]
-    unit: Literal["row", "document", "query"]
     text_roles: tuple[str, ...]
     label_role: str | None
-    describe: Callable[[Predictions, int], dict[str, Any]] | None = None
-    trains: bool = True  # False: its rows can be prepared and checked, but nothing learns from them yet
+    describe: Callable[[Any, int, Row], dict[str, Any]]
+    example: Callable[[Any, int, Row], dict[str, Any]]
+    difficulty: Callable[[Any], NDArray[Any]]
+    worst_means: str
+    details: Callable[[Any, int], dict[str, Any]]
+    sections: Callable[[Mapping[str, Any]], list[Section]]
+    unit: Literal["row", "document", "query"] = "row"
+    unit_role: str | None = None
+    question: Mapping[str, Column] | None = None
+    fit_targets: Callable[[Iterable[Row]], dict[str, Any]] | None = None
+    fit_decisions: Callable[[Any], dict[str, Any]] | None = None
+    together: str | None = None
+    adds_up: bool = True
+    by_token: bool = False
+    windows: bool = True  # whether long texts may become windows
 
 
 def open_task(name: str, options: Mapping[str, Any]) -> tuple[Task, TaskSpec]:
     """Return the task of that name and its declaration."""
     entry = registry.tasks.get(name)
-    return cast(Task, entry.build(options)), cast(TaskSpec, entry.attributes["spec"])
+    spec = entry.attributes["spec"]
+    return cast(Task, entry.build(options)), spec(options) if callable(spec) else spec
+
+
+def reads_words(task: PreparesRows) -> bool:
+    """Tell whether rows are words, which byte-level tokenizers must be told to part by blanks."""
+    return any(column.kind == "tokens" for column in task.columns.values())
+
+
+def save_extras(task: Task, folder: Path, max_length: int) -> None:
+    """Write what a task wants to lie beside its model, if anything: what other libraries need to open it."""
+    save = getattr(task, "save_extras", None)
+    if save is not None:
+        save(folder, max_length)

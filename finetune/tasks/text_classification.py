@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
+from finetune.evaluation.sections import Matrix, Section, Table
 from finetune.registry import tasks
-from finetune.tasks import Batch, TaskSpec
+from finetune.tasks import Batch, Fitted, Row, TaskSpec
+from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune.evaluation.predictions import Predictions
-    from finetune.models.loading import LoadedModel
+    from finetune.artifacts import FeatureTable
+    from finetune.evaluation.predictions.labels import LabelPredictions
+    from finetune.models.loading import LoadedModel, ModelSettings
 
 
-def describe(predictions: Predictions, index: int) -> dict[str, Any]:
-    """Return one prediction as a person reads it."""
-    probabilities = predictions.probabilities[index]
+def describe(predictions: LabelPredictions, answer: int, row: Row) -> dict[str, Any]:  # noqa: ARG001
+    """Return the label that is given, and the probability of each."""
+    probabilities = predictions.probabilities[answer]
     predicted = int(probabilities.argmax())
     return {
         "label": predictions.labels[predicted],
@@ -38,17 +41,60 @@ def describe(predictions: Predictions, index: int) -> dict[str, Any]:
     }
 
 
+def difficulty(predictions: LabelPredictions) -> NDArray[Any]:
+    """Return for each row how little probability its true label was given."""
+    import numpy as np
+
+    return -predictions.probabilities[np.arange(len(predictions)), predictions.targets]  # type: ignore[no-any-return]
+
+
+def example(predictions: LabelPredictions, answer: int, row: Row) -> dict[str, Any]:
+    """Return a text with its true label and what was said of it."""
+    predicted = int(predictions.predicted[answer])
+    return {
+        **{role: row[role] for role in ("text", "text_pair") if role in row},
+        "label": row["label"],
+        "predicted": predictions.labels[predicted],
+        "probability": float(predictions.probabilities[answer, predicted]),
+        "probability_of_label": float(predictions.probabilities[answer, predictions.targets[answer]]),
+    }
+
+
+def details(predictions: LabelPredictions, seed: int) -> dict[str, Any]:
+    """Return the confusion matrix, and each label's scores."""
+    from finetune.evaluation.statistics import per_label
+
+    return {"confusion": predictions.confusion().tolist(), "per_label": per_label(predictions, seed)}
+
+
+def sections(report: Mapping[str, Any]) -> list[Section]:
+    """Return the scores by label and the confusion matrix."""
+    rows = [
+        [label, scores["rows"], *(scores[kind] for kind in ("precision", "recall", "f1"))]
+        for label, scores in report["per_label"].items()
+    ]
+    return [
+        Table("By label", ["label", "rows", "precision", "recall", "F1"], rows),
+        Matrix("Confusion matrix", report["labels"], report["confusion"]),
+    ]
+
+
 SPEC = TaskSpec(
+    kind="label",
     metrics=(
         "accuracy",
         *(f"{kind}-{average}" for average in ("macro", "micro", "weighted") for kind in ("f1", "precision", "recall")),
         "log-loss",
     ),
     baselines=("majority", "tfidf-logreg"),
-    unit="row",
     text_roles=("text", "text_pair"),
     label_role="label",
     describe=describe,
+    example=example,
+    difficulty=difficulty,
+    worst_means="The rows on which the model gave the true label the least probability.",
+    details=details,
+    sections=sections,
 )
 
 
@@ -58,11 +104,11 @@ class TextClassification:
 
     columns = {"text": Column("text"), "text_pair": Column("text", required=False), "label": Column("label")}  # noqa: RUF012 -- read-only
 
-    def build_model(self, folder: Path, labels: Sequence[str], *, allow_code: bool) -> LoadedModel:
+    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
         """Load an encoder (or decoder) under a classification head."""
-        from finetune.models.loading import load_classifier
+        from finetune.models.loading import Head, load_model
 
-        return load_classifier(folder, labels, allow_code=allow_code)
+        return load_model(folder, Head("sequence", tuple(labels), problem="single_label_classification"), settings)
 
     def encode(self, rows: Mapping[str, Sequence[Any]], encoder: Encoder, labels: Sequence[str]) -> Encoded:
         """Return token ids and, where the rows have a label, its index."""
@@ -75,47 +121,43 @@ class TextClassification:
         return encoded.with_features(label_id=pa.array([index[label] for label in rows["label"]], pa.int32()))
 
     def collate(self, features: Sequence[Mapping[str, Any]], tokenizer: Any) -> Batch:
-        """Pad to the longest row; `labels` is there when the rows have one."""
+        """Pad to the longest row; the targets are there when the rows have a label."""
         import torch
 
-        names = [name for name in features[0] if name in tokenizer.model_input_names]
-        padded = tokenizer.pad(
-            [{name: row[name] for name in names} for row in features], padding=True, return_tensors="pt", verbose=False
-        )
-        batch: Batch = dict(padded)
-        if "token_type_ids" in tokenizer.model_input_names and "token_type_ids" not in batch:
-            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        if "label_id" in features[0]:
-            batch["labels"] = torch.tensor([row["label_id"] for row in features])
-        if "weight" in features[0]:
-            batch["weights"] = torch.tensor([row["weight"] for row in features], dtype=torch.float32)
-        return batch
+        inputs = pad_inputs(features, tokenizer)
+        if "label_id" not in features[0]:
+            return Batch(inputs, {})
+        labels = torch.tensor([row["label_id"] for row in features])
+        return Batch(inputs, {"labels": labels, **weights_of(features)})
 
-    def loss(self, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return logits of shape (windows, labels)."""
+        return model(**inputs).logits  # type: ignore[no-any-return]
+
+    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
         """Return summed cross-entropy and the number of rows; each window of a row counts as its share of the row."""
         import torch
 
-        targets = batch["labels"]
-        losses = torch.nn.functional.cross_entropy(outputs.logits.float(), targets, reduction="none")
-        if "weights" not in batch:
-            return losses.sum(), torch.tensor(len(targets), device=losses.device)
-        return (losses * batch["weights"]).sum(), batch["weights"].sum()
+        return weighted(
+            torch.nn.functional.cross_entropy(outputs.float(), batch.targets["labels"], reduction="none"), batch
+        )
 
     def decode(
-        self, outputs: Any, row_ids: NDArray[Any], rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
-    ) -> Predictions:
-        """Turn logits of shape (windows, labels) into probabilities; those of a row are the mean over its windows."""
+        self,
+        outputs: Sequence[NDArray[Any]],
+        features: FeatureTable,
+        rows: Sequence[Row],
+        labels: Sequence[str],
+        fitted: Fitted,  # noqa: ARG002
+    ) -> LabelPredictions:
+        """Turn logits into probabilities; those of a row are the mean over its windows."""
         import numpy as np
 
-        from finetune.evaluation.predictions import Predictions
+        from finetune.evaluation.predictions.labels import LabelPredictions
 
         index = {label: number for number, label in enumerate(labels)}
         targets = [index[row["label"]] for row in rows] if len(rows) and "label" in rows[0] else []
         logits = np.asarray(outputs, dtype=np.float64)
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
-        if len(probabilities) != len(rows):
-            pooled = np.zeros((len(rows), len(labels)))
-            np.add.at(pooled, row_ids, probabilities)
-            probabilities = pooled / np.bincount(row_ids, minlength=len(rows))[:, None]
-        return Predictions(tuple(labels), np.asarray(targets, dtype=np.int64), probabilities)
+        probabilities = pooled(exponentials / exponentials.sum(axis=-1, keepdims=True), features, rows)
+        return LabelPredictions(tuple(labels), np.asarray(targets, dtype=np.int64), probabilities)

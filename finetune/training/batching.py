@@ -9,11 +9,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-StepGroup = list[list[int]]  # the micro-batches of one optimizer step, each a list of row numbers
+StepGroup = list[list[int]]  # the micro-batches of one optimizer step, each a list of numbers of windows
 
 # How many step groups' worth of rows are sorted by length together: enough to keep padding low, few enough that
 # every epoch meets its rows in other company.
 POOL_STEPS = 64
+
+
+class Together:
+    """Which windows share a micro-batch: each its own, unless some have equal keys.
+
+    `lengths` are those of the groups, by their longest window.
+    """
+
+    def __init__(self, lengths: Sequence[int], keys: NDArray[Any] | None = None) -> None:
+        """Take the tokens of each window and its key; without keys each window is a group."""
+        import numpy as np
+
+        self.lengths: Sequence[int] = lengths
+        self._order = None
+        if keys is None:
+            return
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        group = np.argsort(np.argsort(first))[inverse]  # groups in the order in which they begin
+        self._order = np.argsort(group, kind="stable")
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(first)))]).astype(np.int64)
+        longest = np.zeros(len(first), dtype=np.int64)
+        np.maximum.at(longest, group, np.asarray(lengths))
+        self.lengths = longest.tolist()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def windows(self, groups: Sequence[int]) -> list[int]:
+        """Return the windows of some groups."""
+        if self._order is None:
+            return list(groups)
+        parts = (self._order[self._starts[group] : self._starts[group + 1]].tolist() for group in groups)
+        return [window for part in parts for window in part]
 
 
 def step_groups(

@@ -7,12 +7,12 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
 from finetune.models.freezing import Freezing, set_training_mode
-from finetune.tasks import NOT_FOR_THE_MODEL, Task
+from finetune.tasks import Task
 from finetune.training.batching import StepGroup
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class Step:
 
 @dataclass
 class Learner:
-    """The things that change while training: model and optimizer, as Accelerate prepared them."""
+    """The things that change while training: model and optimizer, as Accelerate prepared them.
+
+    `fitted` is what was fitted on the training rows for the task's loss.
+    """
 
     accelerator: Accelerator
     model: Any
@@ -59,6 +62,7 @@ class Learner:
     freezing: Freezing
     task: Task
     tokenizer: Any
+    fitted: Mapping[str, Any] = field(default_factory=dict)
 
 
 def optimizer_steps(
@@ -147,12 +151,11 @@ def _accumulate(learner: Learner, rows: Sequence[Features], group: StepGroup) ->
     loss_sum, count, tokens = 0.0, 0.0, 0
     for micro_batch in group:
         batch = learner.task.collate([rows[index] for index in micro_batch], learner.tokenizer)
-        tokens += int(batch["attention_mask"].sum())
-        batch = {name: tensor.to(learner.accelerator.device) for name, tensor in batch.items()}
-        inputs = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
+        tokens += int(batch.inputs["attention_mask"].sum())
+        batch = batch.to(learner.accelerator.device)
         with learner.accelerator.autocast():
-            outputs = learner.model(**inputs)
-        loss, targets = learner.task.loss(outputs, batch)
+            outputs = learner.task.forward(learner.model, batch.inputs)
+        loss, targets = learner.task.loss(outputs, batch, learner.fitted)
         learner.accelerator.backward(loss)
         loss_sum += float(loss.detach())
         count += float(targets)

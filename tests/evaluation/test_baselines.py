@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,10 +13,36 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from finetune import registry
-from finetune.evaluation.baselines import STRENGTHS, LabelledTexts
+from finetune.evaluation.baselines import BaselineInput
+from finetune.evaluation.baselines.labels import STRENGTHS
+from finetune.evaluation.predictions.labels import LabelPredictions
 from tests.conftest import FILLER, LABEL_WORDS, make_rows
 
 LABELS = list(LABEL_WORDS)
+OF_LABELS = ["majority", "tfidf-logreg"]
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    texts: Sequence[str]
+    targets: Sequence[int]
+
+    def rows(self) -> list[dict[str, str]]:
+        return [{"text": text, "label": str(target)} for text, target in zip(self.texts, self.targets, strict=True)]
+
+
+def said(name: str, train: LabelledTexts, validation: LabelledTexts, texts: Sequence[str], labels: int) -> np.ndarray:
+    """Return the probabilities that a baseline gives to texts."""
+    names = tuple(str(number) for number in range(labels))
+    targets = np.zeros(len(texts), dtype=np.int64)
+    like = LabelPredictions(names, targets, np.full((len(texts), labels), 1 / labels))
+    rows = [{"text": text} for text in texts]
+    given = BaselineInput(
+        train.rows(), validation.rows(), rows, names, ("text", "text_pair"), "label", like, lambda: like
+    )
+    found = registry.baselines.get(name).build({})(given)
+    assert found.targets is targets
+    return np.asarray(found.probabilities)
 
 
 def labelled(rows: Sequence[dict[str, str]]) -> LabelledTexts:
@@ -39,15 +66,14 @@ def noisy(count: int, seed: int) -> LabelledTexts:
 def test_majority_gives_every_text_the_frequencies_of_the_training_split() -> None:
     train = LabelledTexts(["a", "b", "c", "d", "e"], [2, 0, 2, 2, 0])
     validation = LabelledTexts(["f", "g"], [1, 1])
-    found = registry.baselines.get("majority").build({})(train, validation, ["x", "y"], 4)
+    found = said("majority", train, validation, ["x", "y"], 4)
     assert found.tolist() == [[0.4, 0.0, 0.6, 0.0], [0.4, 0.0, 0.6, 0.0]]
 
 
 def test_tfidf_is_a_plain_pipeline_with_the_strength_that_is_best_on_validation() -> None:
     train, validation = noisy(60, seed=1), noisy(40, seed=2)
     texts = noisy(25, seed=3).texts
-    entry = registry.baselines.get("tfidf-logreg")
-    found = entry.build({})(train, validation, texts, 3)
+    found = said("tfidf-logreg", train, validation, texts, 3)
 
     scored = []
     for strength in STRENGTHS:
@@ -63,15 +89,14 @@ def test_tfidf_is_a_plain_pipeline_with_the_strength_that_is_best_on_validation(
 
 def test_tfidf_chooses_its_strength_on_validation_and_never_on_the_scored_texts() -> None:
     train = noisy(60, seed=1)
-    entry = registry.baselines.get("tfidf-logreg")
     validation, texts = noisy(40, seed=2), noisy(25, seed=3).texts
-    one_by_one = np.concatenate([entry.build({})(train, validation, [text], 3) for text in texts[:2]])
-    assert entry.build({})(train, validation, texts, 3)[:2] == pytest.approx(one_by_one, abs=1e-12)
+    one_by_one = np.concatenate([said("tfidf-logreg", train, validation, [text], 3) for text in texts[:2]])
+    assert said("tfidf-logreg", train, validation, texts, 3)[:2] == pytest.approx(one_by_one, abs=1e-12)
 
 
 def test_tfidf_learns_words_of_one_letter_and_pairs_of_words() -> None:
     train = LabelledTexts(["x", "y"] * 4 + ["not good", "good not"] * 4, [0, 1] * 8)
-    found = registry.baselines.get("tfidf-logreg").build({})(train, train, ["x", "y", "not good", "good not"], 2)
+    found = said("tfidf-logreg", train, train, ["x", "y", "not good", "good not"], 2)
     assert found.argmax(axis=1).tolist() == [0, 1, 0, 1]
 
 
@@ -79,23 +104,23 @@ def test_tfidf_solves_a_task_whose_words_give_the_label_away() -> None:
     rows = make_rows(30)
     order = random.Random(0).sample(range(90), 90)
     train, validation, test = (labelled([rows[i] for i in order[a:b]]) for a, b in ((0, 50), (50, 70), (70, 90)))
-    found = registry.baselines.get("tfidf-logreg").build({})(train, validation, test.texts, 3)
+    found = said("tfidf-logreg", train, validation, test.texts, 3)
     assert (found.argmax(axis=1) == test.targets).mean() >= 0.8
 
 
-@pytest.mark.parametrize("name", registry.baselines.names())
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_a_label_that_is_missing_from_train_gets_probability_0(name: str) -> None:
     rows = [row for row in make_rows(8) if row["intent"] != "tool"]
     here = labelled(rows)
-    found = registry.baselines.get(name).build({})(here, labelled(make_rows(3)), here.texts, 3)
+    found = said(name, here, labelled(make_rows(3)), here.texts, 3)
     assert found.shape == (16, 3)
     assert (found[:, LABELS.index("tool")] == 0).all()
     assert found.sum(axis=1) == pytest.approx(np.ones(16))
 
 
-@pytest.mark.parametrize("name", registry.baselines.names())
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_a_baseline_answers_texts_that_it_has_no_word_of_with_probabilities(name: str) -> None:
     train = labelled(make_rows(6))
-    found = registry.baselines.get(name).build({})(train, train, ["qwerty", "…", ""], 3)
+    found = said(name, train, train, ["qwerty", "…", ""], 3)
     assert found.sum(axis=1) == pytest.approx(np.ones(3))
     assert (found > 0).all()

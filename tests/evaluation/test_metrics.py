@@ -12,9 +12,11 @@ from sklearn import metrics as reference
 from finetune import registry
 from finetune.errors import FinetuneError
 from finetune.evaluate import check_code
-from finetune.evaluation.metrics import label_scores
-from finetune.evaluation.predictions import Predictions
-from finetune.evaluation.statistics import bootstrap, confusion_matrix, paired_bootstrap, point
+from finetune.evaluation.metrics import metrics_of
+from finetune.evaluation.metrics.labels import label_scores
+from finetune.evaluation.predictions.counts import LabelCounts
+from finetune.evaluation.predictions.labels import LabelPredictions
+from finetune.evaluation.statistics import bootstrap, paired_bootstrap, point
 
 AVERAGED = {
     f"{kind}-{average}": (score, average)
@@ -42,17 +44,17 @@ CASES = {
 
 def random_predictions(
     labels: int, rows: int, never_true: tuple[int, ...] = (), never_predicted: tuple[int, ...] = (), seed: int = 0
-) -> Predictions:
+) -> LabelPredictions:
     generator = np.random.default_rng([seed, labels, rows])
     targets = generator.choice([label for label in range(labels) if label not in never_true], rows)
     probabilities = generator.dirichlet(np.full(labels, 0.6), rows)
     probabilities[np.arange(rows), targets] += 0.3 * generator.random(rows)  # better than chance
     probabilities[:, list(never_predicted)] *= 1e-6
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return Predictions(tuple(f"label {n}" for n in range(labels)), targets, probabilities)
+    return LabelPredictions(tuple(f"label {n}" for n in range(labels)), targets, probabilities)
 
 
-def scikit_learn_says(name: str, predictions: Predictions) -> float:
+def scikit_learn_says(name: str, predictions: LabelPredictions) -> float:
     """What scikit-learn gives, called here in the plainest way."""
     truth, probabilities = predictions.targets, predictions.probabilities
     predicted = probabilities.argmax(axis=1)
@@ -64,11 +66,11 @@ def scikit_learn_says(name: str, predictions: Predictions) -> float:
     return float(score(truth, predicted, average=average, zero_division=0))
 
 
-BUILT_IN = [name for name in registry.metrics.names() if not name.endswith(":")]
+BUILT_IN = [name for name in metrics_of("label") if not name.endswith(":")]
 
 
 def test_the_metrics_are_those_that_the_tests_here_know() -> None:
-    assert set(registry.metrics.names()) == {"accuracy", "log-loss", "evaluate:", *AVERAGED}
+    assert set(metrics_of("label")) == {"accuracy", "log-loss", "evaluate:", *AVERAGED}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,12 +87,9 @@ def test_the_fast_path_equals_the_metric_on_every_resample(name: str, case: str)
     attributes = registry.metrics.get(name).attributes
     draws = np.random.default_rng(4).integers(0, len(predictions), (40, len(predictions)))
     resamples = [predictions.take(rows) for rows in draws]
-    if "from_confusions" in attributes:
-        size = len(predictions.labels)
-        confusions = np.stack(
-            [reference.confusion_matrix(r.targets, r.predicted, labels=list(range(size))) for r in resamples]
-        )
-        fast = attributes["from_confusions"](confusions)
+    if "from_label_counts" in attributes:
+        weights = np.stack([np.bincount(rows, minlength=len(predictions)) for rows in draws]).astype(np.float64)
+        fast = attributes["from_label_counts"](predictions.label_counts(weights))
     else:
         fast = attributes["from_rows"](predictions)[draws].mean(axis=1)
     assert fast == pytest.approx([scikit_learn_says(name, resample) for resample in resamples], abs=1e-12)
@@ -99,7 +98,7 @@ def test_the_fast_path_equals_the_metric_on_every_resample(name: str, case: str)
 def test_every_built_in_metric_has_one_fast_path_and_says_which_way_is_better() -> None:
     for name in BUILT_IN:
         attributes = registry.metrics.get(name).attributes
-        assert ("from_confusions" in attributes) != ("from_rows" in attributes), name
+        assert ("from_label_counts" in attributes) != ("from_rows" in attributes), name
         assert attributes["higher_is_better"] is (name != "log-loss"), name
         assert not attributes.get("needs_code"), name
 
@@ -112,20 +111,20 @@ def test_label_scores_equal_precision_recall_fscore_support(kind: str, case: str
     expected = reference.precision_recall_fscore_support(
         predictions.targets, predictions.predicted, labels=labels, zero_division=0
     )
-    confusion = reference.confusion_matrix(predictions.targets, predictions.predicted, labels=labels)
+    counts = predictions.label_counts(np.stack([np.ones(len(predictions)), np.full(len(predictions), 2.0)]))
     column = ["precision", "recall", "f1"].index(kind)
-    assert label_scores(kind, confusion) == pytest.approx(expected[column], abs=1e-12)
-    assert label_scores(kind, np.stack([confusion, 2 * confusion]))[1] == pytest.approx(expected[column], abs=1e-12)
+    assert label_scores(kind, LabelCounts(*(array[0] for array in counts[:3]))) == pytest.approx(expected[column])
+    assert label_scores(kind, counts)[1] == pytest.approx(expected[column], abs=1e-12)
 
 
 def test_the_confusion_matrix_has_the_truth_in_its_rows() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.2, 0.7], [0.0, 0.0, 1.0]])
-    predictions = Predictions(("a", "b", "c"), np.array([0, 0, 1, 2]), probabilities)
-    assert confusion_matrix(predictions) == [[1, 0, 1], [0, 0, 1], [0, 0, 1]]
+    predictions = LabelPredictions(("a", "b", "c"), np.array([0, 0, 1, 2]), probabilities)
+    assert predictions.confusion().tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 1]]
 
 
 def test_a_true_label_with_probability_0_gives_a_finite_log_loss_on_both_paths() -> None:
-    predictions = Predictions(("a", "b"), np.array([0, 1]), np.array([[0.0, 1.0], [0.5, 0.5]]))
+    predictions = LabelPredictions(("a", "b"), np.array([0, 1]), np.array([[0.0, 1.0], [0.5, 0.5]]))
     losses = registry.metrics.get("log-loss").attributes["from_rows"](predictions)
     assert losses[0] == pytest.approx(-np.log(np.finfo(np.float64).eps))
     assert point("log-loss", predictions) == pytest.approx(losses.mean())

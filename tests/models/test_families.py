@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from finetune.artifacts import PreparedData
-from finetune.inference import run_model
+from finetune.inference import open_run, run_model
 from finetune.models.loading import load_tokenizer
 from finetune.prepare import prepare
 from finetune.recipe import load_recipe
@@ -62,10 +63,7 @@ def test_a_row_alone_gives_what_it_gives_in_a_batch(
     data: PreparedData = prepare(recipe, tmp_path / "data")
     run = train(recipe, data, tmp_path / "run", runtime=Runtime("cpu", threads=1))
 
-    task, _ = open_task("text-classification", {})
-    tokenizer = load_tokenizer(run.model_folder)
-    model = task.build_model(run.model_folder, run.labels, allow_code=False).model.eval()
+    predictor = open_run(run, Runtime("cpu", threads=1))
     features = data.split("test").features
-    together = run_model(model, task, tokenizer, features, 18, torch.device("cpu"))
-    alone = run_model(model, task, tokenizer, features, 1, torch.device("cpu"))
+    together, alone = (np.stack(run_model(predictor, features, size).values) for size in (18, 1))
     assert abs(together - alone).max() < 1e-5

@@ -190,13 +190,6 @@ def test_numbers_are_stored_as_they_are(world: World) -> None:
     assert "labels" not in data.report
 
 
-@pytest.mark.parametrize("task", ["regression", "multi-label", "token-classification"])
-def test_what_cannot_be_trained_yet_is_refused_before_it_is_prepared(world: World, task: str) -> None:
-    with pytest.raises(FinetuneError, match="text-classification"):
-        Job(world.recipe(tagged_rows(10), task=task), world.folder / "out").run()
-    assert not (world.folder / "out").exists()
-
-
 # -- tags
 
 

@@ -147,7 +147,7 @@ def test_a_model_learns_from_windows_and_is_judged_by_rows(trained: tuple[Prepar
     predictor = open_run(run, Runtime(threads=1))
     split = data.split("test")
     assert len(split.features) > len(split)
-    logits = run_model(predictor.model, predictor.task, predictor.tokenizer, split.features, 64, predictor.device)
+    logits = np.stack(run_model(predictor, split.features, 64).values)
     exponentials = np.exp(logits.astype(np.float64))
     each = exponentials / exponentials.sum(axis=1, keepdims=True)
     pooled = np.stack([each[split.features.row_ids == row].mean(axis=0) for row in range(len(split))])

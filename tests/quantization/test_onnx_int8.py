@@ -11,18 +11,26 @@ import onnxruntime
 import pytest
 import torch
 
-from finetune.models.loading import load_classifier
+from finetune.models.loading import Head, ModelSettings, load_model
 from finetune.quantization import onnx_int8
 from finetune.quantization.onnx_int8 import MODEL_FILE, load
+
+
+def classifier(folder: Path, *labels: str) -> Any:
+    return load_model(folder, Head("sequence", labels), ModelSettings())
+
+
+def logits(model: Any, inputs: Any) -> Any:
+    return model(**inputs).logits
 
 
 @pytest.fixture(scope="module")
 def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
-    model = load_classifier(tiny_model, ["a", "b", "c"]).model.train()
+    model = classifier(tiny_model, "a", "b", "c").model.train()
     batch = inputs_of((2, 9))
-    onnx_int8.onnx_int8(model, batch, folder)
+    onnx_int8.onnx_int8(model, logits, batch, folder)
     return model, folder
 
 
@@ -42,14 +50,14 @@ def test_any_batch_and_length_gives_nearly_the_models_logits(
     inputs = inputs_of(shape)
     with torch.inference_mode():
         expected = model.eval()(**inputs).logits.numpy()
-    found = load(folder, threads=1)(**inputs).logits.numpy()
+    found = load(folder, threads=1)(inputs).numpy()
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 0.1
 
 
 def test_exporting_leaves_the_model_in_the_mode_that_it_was_in(tiny_model: Path, tmp_path: Path) -> None:
-    model = load_classifier(tiny_model, ["a", "b"]).model.train()
-    onnx_int8.onnx_int8(model, inputs_of((2, 6)), tmp_path)
+    model = classifier(tiny_model, "a", "b").model.train()
+    onnx_int8.onnx_int8(model, logits, inputs_of((2, 6)), tmp_path)
     assert model.training
 
 
@@ -77,10 +85,10 @@ def test_a_graph_that_computes_something_else_is_refused(
         def run(self, *arguments: Any) -> list[Any]:
             return [np.full((1, 2), 7.0)]
 
-    model = load_classifier(tiny_model, ["a", "b"]).model.eval()
+    model = classifier(tiny_model, "a", "b").model.eval()
     monkeypatch.setattr(onnx_int8, "_open_session", lambda path, threads: Wrong())
     with pytest.raises(FinetuneError, match="cannot be exported faithfully"):
-        onnx_int8.onnx_int8(model, inputs_of((2, 6)), tmp_path)
+        onnx_int8.onnx_int8(model, logits, inputs_of((2, 6)), tmp_path)
 
 
 def test_the_session_uses_the_threads_that_it_is_given(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finetune.evaluation.sections import Table
 from finetune.reports.markdown import (
     escape,
     evaluation_report,
@@ -16,6 +17,7 @@ from finetune.reports.markdown import (
     quantization_report,
     table,
 )
+from finetune.tasks import open_task
 
 HOSTILE = {
     "tag": "<b>bold</b> and <img src=x onerror=alert(1)>",
@@ -154,7 +156,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "metrics": scores(*names),
         "baselines": {"majority": scores(*names), "tfidf-logreg": scores(*names)},
         "gains": {"majority": scores(*names), "tfidf-logreg": scores(*names)},
-        "intervals": {"level": 0.95, "resamples": 1000},
+        "intervals": {"unit": "row", "units": 3, "level": 0.95, "resamples": 1000},
         "labels": [EVIL, "plain"],
         "confusion": [[1, 0], [1, 1]],
         "per_label": {label: {"rows": 2, **scores("precision", "recall", "f1")} for label in (EVIL, "plain")},
@@ -178,8 +180,14 @@ def quantization() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def shown(report: dict[str, Any], pictures: dict[str, str]) -> str:
+    """The report as its task shows it."""
+    _, spec = open_task(report["task"], {})
+    return evaluation_report(report, spec.sections(report), pictures, spec.worst_means)
+
+
 REPORTS = {
-    "evaluation": lambda: evaluation_report(evaluation(), {"Confusion matrix": "test-confusion.png"}),
+    "evaluation": lambda: shown(evaluation(), {"Confusion matrix": "test-confusion-matrix.png"}),
     "quantization": lambda: quantization_report(quantization()),
 }
 
@@ -200,8 +208,8 @@ def test_a_rendered_report_shows_hostile_data_as_text(make: Any) -> None:
     page = rendered(markdown)
     allowed = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "strong", "code"}
     tags = set(re.findall(r"</?([a-z0-9]+)", page))
-    if "test-confusion.png" in markdown:
-        assert re.findall(r"<img[^>]*>", page) == ['<img src="test-confusion.png" alt="Confusion matrix" />']
+    if "test-confusion-matrix.png" in markdown:
+        assert re.findall(r"<img[^>]*>", page) == ['<img src="test-confusion-matrix.png" alt="Confusion matrix" />']
         tags -= {"img"}
     assert tags <= allowed
     assert "heading</h1>" not in page
@@ -209,12 +217,12 @@ def test_a_rendered_report_shows_hostile_data_as_text(make: Any) -> None:
 
 
 def test_a_reader_can_still_read_the_hostile_data() -> None:
-    shown = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rendered(REPORTS["evaluation"]()))]
-    assert " ".join(EVIL.split()) in shown
+    cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rendered(REPORTS["evaluation"]()))]
+    assert " ".join(EVIL.split()) in cells
 
 
 def test_an_evaluation_holds_its_numbers() -> None:
-    report = evaluation_report(evaluation(), {})
+    report = shown(evaluation(), {})
     number = "0.500 (0.250 to 0.750)"
     assert "3 rows, task text-classification. In brackets: 95% bootstrap intervals (1000 resamples of rows)." in report
     assert f"| accuracy | {number} | {number} | {number} |" in report
@@ -232,7 +240,7 @@ def test_an_evaluation_without_caveats_gates_and_baselines_has_no_empty_sections
         baselines={}, gains={}, gates=[], worst=[], dropped={}, seen_in_training=0,
         truncated={"rows": 0, "tokens_lost": 0},
     )  # fmt: skip
-    report = evaluation_report(bare, {})
+    report = shown(bare, {})
     assert [line.rpartition(": ")[2] for line in re.findall(r"^#+ .*", report, re.MULTILINE)] == [
         "evaluation on test",
         "## By label",
@@ -242,7 +250,7 @@ def test_an_evaluation_without_caveats_gates_and_baselines_has_no_empty_sections
 
 def test_an_evaluation_of_a_file_with_a_hostile_name_shows_the_name_and_its_picture() -> None:
     name = "my (new) rows | <b> 100%"
-    page = rendered(evaluation_report(evaluation(split=name), {"Confusion matrix": f"{name}-confusion.png"}))
+    page = rendered(shown(evaluation(split=name), {"Confusion matrix": f"{name}-confusion-matrix.png"}))
     assert f": evaluation on {html.escape(name)}</h1>" in page
     assert "<img src=" in page
     assert "<b>" not in page
@@ -251,7 +259,7 @@ def test_an_evaluation_of_a_file_with_a_hostile_name_shows_the_name_and_its_pict
 def test_the_name_of_a_metric_from_a_path_cannot_break_the_table() -> None:
     name = "evaluate:my|*metric*.py"
     names = {key: {key: scores(name) for key in ("majority",)} for key in ("baselines", "gains")}
-    report = evaluation_report(evaluation(metrics=scores(name), **names), {})
+    report = shown(evaluation(metrics=scores(name), **names), {})
     first = next(block for block in report.split("\n\n") if block.startswith("| metric")).splitlines()
     assert [len(cells_of(line)) for line in first] == [3, 3, 3]
     assert "<em>" not in rendered(report)
@@ -259,6 +267,26 @@ def test_the_name_of_a_metric_from_a_path_cannot_break_the_table() -> None:
 
 def test_a_quantization_holds_its_numbers() -> None:
     report = quantization_report(quantization())
-    assert "- Both models choose the same label on 99.5% of the rows." in report
+    assert "- Both models give the same answer in 99.5% of the cases." in report
     assert "- Weights: 90.0 MB before, 23.0 MB after (ratio 0.26)." in report
     assert "| latency, batch 1 (ms) | 2.0 (p95 3.0) | 1.0 (p95 1.5) | 2.00 |" in report
+
+
+def test_what_is_not_defined_is_said_to_be_so() -> None:
+    nothing = {"value": None, "low": None, "high": None}
+    undefined = {name: {"pearson": nothing} for name in ("metrics",)}
+    report = shown(evaluation(**undefined, baselines={}, gains={}), {})
+    assert "| pearson | not defined |" in report
+    gate = {"gate": "pearson >= 0.5", "value": None, "margin": None, "holds": False}
+    assert "| pearson &gt;= 0.5 | not defined |  | **fails** |" in gates_table([gate])
+
+
+def test_a_section_of_a_task_becomes_a_table_with_its_note() -> None:
+    section = Table(
+        "By *type*", ["type", "rows", "F1"], [["a|b", 3, {"value": 0.5, "low": 0.25, "high": 0.75}]], "Strict."
+    )
+    report = evaluation_report(evaluation(), [section, Table("Empty", ["a"], [[None], [0.25]])], {}, "Why.")
+    assert r"## By \*type\*" in report
+    assert "Strict.\n\n| type | rows | F1 |" in report
+    assert r"| a\|b | 3 | 0.500 (0.250 to 0.750) |" in report
+    assert "|  |\n| 0.250 |" in report

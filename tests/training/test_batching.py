@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from finetune.training.batching import evaluation_batches, step_groups, total_steps
+from finetune.training.batching import Together, evaluation_batches, step_groups, total_steps
 
 GENERATOR = random.Random(2)
 LENGTHS = [GENERATOR.randint(3, 80) for _ in range(1000)]
@@ -71,3 +71,21 @@ def test_max_steps_wins_over_the_epochs() -> None:
     assert total_steps(100, batch_size=8, accumulation=2, epochs=3, max_steps=None) == 21
     assert total_steps(100, batch_size=8, accumulation=2, epochs=3, max_steps=5) == 5
     assert total_steps(100, batch_size=8, accumulation=2, epochs=3, max_steps=500) == 500
+
+
+def test_windows_with_equal_keys_share_a_micro_batch_and_each_is_in_one() -> None:
+    keys = np.array([5, 5, 9, 9, 9, 1, 7, 7])
+    lengths = [3, 4, 2, 8, 1, 6, 5, 5]
+    together = Together(lengths, keys)
+    assert (len(together), together.lengths) == (4, [4, 8, 6, 5])
+    assert [together.windows([group]) for group in range(4)] == [[0, 1], [2, 3, 4], [5], [6, 7]]
+    steps = step_groups(together.lengths, batch_size=2, accumulation=2, seed=1, epoch=0)
+    batches = [together.windows(batch) for step in steps for batch in step]
+    assert sorted(window for batch in batches for window in batch) == list(range(8))
+    for key in np.unique(keys):
+        assert sum(any(keys[window] == key for window in batch) for batch in batches) == 1
+
+
+def test_without_keys_each_window_stands_for_itself() -> None:
+    together = Together([3, 1, 2])
+    assert (len(together), together.lengths, together.windows([2, 0])) == (3, [3, 1, 2], [2, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 
 from finetune.artifacts import FeatureTable, feature_table
 from finetune.data.tokenization import Encoder, Limits
-from finetune.inference import run_model
+from finetune.inference import Predictor, run_model
 from finetune.models.freezing import apply_freezing, set_training_mode
-from finetune.models.loading import load_tokenizer
+from finetune.models.loading import ModelSettings, load_tokenizer
 from finetune.runtime import Runtime
 from finetune.tasks import open_task
 from finetune.training.batching import step_groups
@@ -37,12 +38,22 @@ def make_learner(
 ) -> Learner:
     torch.manual_seed(3)
     task, _ = open_task("text-classification", {})
-    loaded = task.build_model(folder, LABELS, allow_code=False)
+    loaded = task.build_model(folder, LABELS, ModelSettings())
     freezing = apply_freezing(loaded.model, freeze, options or {}, loaded.new_parameters)
     accelerator = Runtime(device="cpu").accelerator()
     optimizer = adamw(loaded.model.named_parameters(), learning_rate)
     model, optimizer = accelerator.prepare(loaded.model, optimizer)
     return Learner(accelerator, model, optimizer, freezing, task, load_tokenizer(folder))
+
+
+def ask(learner: Learner, features: FeatureTable, batch_size: int) -> None:
+    """Run the learner's model over rows, as an evaluation in the middle of training does."""
+    task, spec = open_task("text-classification", {})
+    encoder = Encoder.of(learner.tokenizer, Limits(32))
+    model = learner.model.eval()
+    device = torch.device("cpu")
+    predictor = Predictor(model, partial(task.forward, model), learner.tokenizer, task, spec, LABELS, device, encoder)
+    assert run_model(predictor, features, batch_size).loss is not None
 
 
 def make_features(folder: Path, count: int) -> FeatureTable:
@@ -106,9 +117,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_step_group(still_model: 
     [step] = take_steps(learner, features, steps=1, batch_size=3, accumulation=3)
     reference = make_learner(still_model)
     batch = reference.task.collate(list(features), reference.tokenizer)
-    loss = torch.nn.functional.cross_entropy(
-        reference.model(**{k: v for k, v in batch.items() if k != "labels"}).logits, batch["labels"]
-    )
+    loss = torch.nn.functional.cross_entropy(reference.model(**batch.inputs).logits, batch.targets["labels"])
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in reference.model.parameters() if p.grad is not None])
     assert step.loss == pytest.approx(loss.item(), rel=1e-5)
@@ -163,7 +172,7 @@ def test_evaluating_between_steps_changes_no_later_loss(tiny_model: Path) -> Non
         max_gradient_norm=None, seed=5,
     ):  # fmt: skip
         losses.append(step.loss)
-        run_model(learner.model, learner.task, learner.tokenizer, features, 5, torch.device("cpu"))
+        ask(learner, features, 5)
     assert losses == expected
 
 
@@ -172,7 +181,7 @@ def test_scoring_leaves_the_global_generator_as_it_was(tiny_model: Path) -> None
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    run_model(learner.model, learner.task, learner.tokenizer, make_features(tiny_model, 5), 2, torch.device("cpu"))
+    ask(learner, make_features(tiny_model, 5), 2)
     assert torch.equal(torch.rand(3), expected)
 
 
