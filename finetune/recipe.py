@@ -358,6 +358,12 @@ class ModelSection(Section):
         return model_id
 
     @model_validator(mode="after")
+    def _flash_attention_in_half_precision(self) -> ModelSection:
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError("`attention: flash_attention_2` computes in half precision alone; set `dtype: bfloat16`")
+        return self
+
+    @model_validator(mode="after")
     def _revision_of_hub_only(self) -> ModelSection:
         if self.revision and (self.id.startswith("package:") or Path(self.id).is_absolute()):
             raise ValueError(

@@ -443,7 +443,9 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
                 "folds": None, "fold": 0, "bins": 10,
             },
         },
-        "model": {"id": str(tmp_path / "model"), "max_length": 128, "overflow": "truncate", "stride": 32, "dtype": "float32"},
+        "model": {
+            "id": str(tmp_path / "model"), "max_length": 128, "overflow": "truncate", "stride": 32, "dtype": "float32",
+        },
         "freeze": "none",
         "train": {
             "epochs": 3,

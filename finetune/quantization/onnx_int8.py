@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -101,6 +102,8 @@ def _export(model: Any, forward: Forward, inputs: dict[str, Any], target: Path, 
     import torch
 
     names = list(inputs)
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        model = copy.deepcopy(model).float()  # processors have no kernels for the others
     was_training = model.training
     wrapper = _outputs_of(model, forward, names).eval()
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length")

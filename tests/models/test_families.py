@@ -14,11 +14,9 @@ import transformers
 
 from finetune.artifacts import PreparedData
 from finetune.inference import open_run, run_model
-from finetune.models.loading import load_tokenizer
 from finetune.prepare import prepare
 from finetune.recipe import load_recipe
 from finetune.runtime import Runtime
-from finetune.tasks import open_task
 from finetune.train import train
 from tests.conftest import RecipeMaker
 

@@ -12,17 +12,25 @@ import pytest
 import torch
 
 from finetune.errors import FinetuneError
+from finetune.models.heads import Head
 from finetune.models.loading import (
+    LoadedModel,
+    ModelSettings,
     check_context,
     check_weights,
+    context_length,
     find_model,
-    load_classifier,
+    load_model,
     load_tokenizer,
     weights_digest,
 )
 from finetune.recipe import ModelSection
 
-LABELS = ["a", "b", "c"]
+LABELS = ("a", "b", "c")
+
+
+def load_classifier(folder: Path, labels: tuple[str, ...] = LABELS, *, allow_code: bool = False) -> LoadedModel:
+    return load_model(folder, Head("sequence", labels), ModelSettings(allow_code))
 
 
 def test_a_local_folder_is_found(tiny_model: Path) -> None:
@@ -89,6 +97,7 @@ def test_weights_with_another_hash_are_refused_and_both_hashes_named(tiny_model:
 def pickled(tiny_model: Path, folder: Path) -> Path:
     shutil.copytree(tiny_model, folder)
     model = load_classifier(folder, LABELS).model
+    model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     return folder
@@ -129,7 +138,7 @@ def test_a_new_head_is_named_and_labels_are_kept_in_the_model(tiny_model: Path) 
 
 
 def test_a_head_for_other_labels_is_made_anew_with_a_notice(tiny_model: Path, tmp_path: Path) -> None:
-    load_classifier(tiny_model, ["x", "y"]).model.save_pretrained(tmp_path / "two")
+    load_classifier(tiny_model, ("x", "y")).model.save_pretrained(tmp_path / "two")
     loaded = load_classifier(tmp_path / "two", LABELS)
     assert loaded.model.classifier.weight.shape[0] == 3
     assert any("does not fit" in notice for notice in loaded.notices)
@@ -157,10 +166,91 @@ def test_weights_of_another_architecture_are_refused(tiny_model: Path, tmp_path:
 def test_rows_longer_than_the_model_reads_are_refused_before_training(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     check_context(tiny_model, tokenizer, 64)
-    with pytest.raises(FinetuneError, match="at most 64 tokens.*found 65"):
+    with pytest.raises(
+        FinetuneError, match="at most 64 tokens.*found 65.*Set it to 64 or less; with model.overflow: window"
+    ):
         check_context(tiny_model, tokenizer, 65)
+
+
+def test_positions_that_lie_behind_the_padding_token_are_not_for_rows(tiny_model: Path, tmp_path: Path) -> None:
+    for family, padding, longest in [("roberta", 1, 48), ("mpnet", 1, 48), ("roberta", 0, 49), ("bert", 0, 50)]:
+        config = {"model_type": family, "max_position_embeddings": 50, "pad_token_id": padding}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert context_length(tmp_path, load_tokenizer(tiny_model)) == longest
+
+
+def test_the_context_of_the_text_part_counts(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 40}}))
+    assert context_length(tmp_path, load_tokenizer(tiny_model)) == 40
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match=r"found no config\.json"):
         find_model(ModelSection(id=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", None, r"found no config\.json, but tiny\.gguf of GGUF \(llama\.cpp\)"),
+        ("model.safetensors", None, r"found no weights but tiny\.gguf of GGUF \(llama\.cpp\), which cannot be trained"),
+        ("adapter_config.json", "{}", "found an adapter.*merge_and_unload"),
+        ("config.json", '{"quantization_config": {"bits": 4}}', "found one that is quantized already"),
+        ("config.json", "{", "expected a JSON file"),
+    ],
+)
+def test_a_folder_in_another_form_says_what_to_take_instead(
+    file: str, text: str | None, message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "tiny.gguf").write_bytes(b"GGUF")
+    if text is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(text)
+    with pytest.raises(FinetuneError, match=message):
+        find_model(ModelSection(id=str(folder)))
+
+
+def test_a_folder_without_a_tokenizer_names_families_that_have_one(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(
+        FinetuneError, match="expected a text model.*BERT.*family 'vit' whose tokenizer cannot be loaded"
+    ):
+        load_tokenizer(tmp_path)
+
+
+def test_damaged_weights_are_one_clear_message(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"not weights at all")
+    with pytest.raises(FinetuneError, match="not loadable as a text model"):
+        load_classifier(tmp_path / "model")
+
+
+def test_an_unknown_architecture_is_one_clear_message(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "no-such-family"}')
+    with pytest.raises(FinetuneError, match="expected a configuration that transformers knows.*no-such-family"):
+        load_classifier(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_parameter_has_the_number_format_that_was_asked_for(dtype: str, tiny_model: Path, tmp_path: Path) -> None:
+    load_classifier(tiny_model, ("c", "a")).model.half().save_pretrained(tmp_path / "half")
+    loaded = load_model(tmp_path / "half", Head("sequence", LABELS), ModelSettings(dtype=dtype))
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_is_the_one_that_was_asked_for(attention: str, tiny_model: Path) -> None:
+    loaded = load_model(tiny_model, Head("sequence", LABELS), ModelSettings(attention=attention))
+    assert loaded.model.config._attn_implementation == attention
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_flash_attention_without_a_gpu_is_one_clear_message(tiny_model: Path) -> None:
+    with pytest.raises(
+        FinetuneError, match=r"model\.attention: flash_attention_2 needs an NVIDIA GPU.*every model has eager"
+    ):
+        load_model(tiny_model, Head("sequence", LABELS), ModelSettings(attention="flash_attention_2"))

@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
-from finetune.models.loading import Head, ModelSettings, load_model
+from finetune.models.heads import Head
+from finetune.models.loading import ModelSettings, load_model
 from finetune.quantization import onnx_int8
 from finetune.quantization.onnx_int8 import MODEL_FILE, load
 
@@ -104,3 +105,13 @@ def test_the_session_uses_the_threads_that_it_is_given(
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     load(exported[1], threads=3).in_threads(1)
     assert seen == [3, 1]
+
+
+def test_a_model_in_half_precision_is_exported_in_float32(tiny_model: Path, tmp_path: Path) -> None:
+    model = classifier(tiny_model, "a", "b").eval().bfloat16()
+    onnx_int8.onnx_int8(model, logits, inputs_of((2, 6)), tmp_path)
+    assert model.dtype == torch.bfloat16
+    inputs = inputs_of((3, 5))
+    with torch.inference_mode():
+        expected = model.float()(**inputs).logits.numpy()
+    assert np.abs(load(tmp_path, threads=1)(inputs).numpy() - expected).max() < 0.1
