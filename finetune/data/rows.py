@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from finetune.errors import FinetuneError, nearest
 
-Kind = Literal["text", "label", "labels", "tokens", "tags", "spans", "number"]
+Kind = Literal["text", "texts", "label", "labels", "tokens", "tags", "spans", "number", "answers"]
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,22 @@ class Column:
     | kind   | a value is                                            | stored in Arrow as       |
     | ------ | ----------------------------------------------------- | ------------------------ |
     | text   | text, cleaned                                         | string                   |
+    | texts  | several texts, or none, each cleaned                  | list of string           |
     | label  | one label                                             | string                   |
     | labels | several labels, or none                               | list of string           |
     | tokens | words, cleaned                                        | list of string           |
     | tags   | one IOB2 tag for each of the row's tokens             | list of string           |
     | spans  | `{start, end, label}` in characters of the row's text | becomes tokens and tags  |
     | number | one number                                            | float64                  |
+    | answers| the places of answers in the row's context, or none   | list of {text, start}    |
+
+    A number outside of `minimum` to `maximum` is a fault of its row.
     """
 
     kind: Kind
     required: bool = True
+    minimum: float | None = None
+    maximum: float | None = None
 
 
 class Record(NamedTuple):

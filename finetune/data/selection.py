@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.data.cleaning import CleanerReport, Pipeline
+from finetune.data.contexts import CONTEXT_ROLE, answers_type, keep_answers, read_answers
 from finetune.data.rows import Column, Record
 from finetune.data.tagging import blank_bounded, fits, to_iob2
-from finetune.data.values import as_text, raw_json, read_label, read_number, read_spans, without_surrogates
+from finetune.data.values import (
+    as_text,
+    raw_json,
+    read_label,
+    read_number,
+    read_spans,
+    read_texts,
+    without_surrogates,
+)
 from finetune.errors import FinetuneError, nearest
 
 if TYPE_CHECKING:
@@ -78,7 +88,9 @@ def row_schema(settings: SelectionSettings) -> pa.Schema:
         "labels": pa.list_(pa.string()),
         "tokens": pa.list_(pa.string()),
         "tags": pa.list_(pa.string()),
+        "texts": pa.list_(pa.string()),
         "number": pa.float64(),
+        "answers": answers_type(),
     }
     fields = [("number", pa.int64()), ("file", pa.int32()), ("line", pa.int64())]
     fields += [(role, types[column.kind]) for role, column in settings.columns.items()]
@@ -96,11 +108,12 @@ class Selector:
         self._tags = next((role for role, column in settings.columns.items() if column.kind == "tags"), None)
         tokens = any(column.kind == "tokens" for column in settings.columns.values())
         self._clean = Pipeline(settings.clean, tokens=tokens)
+        self._clean_uncounted = Pipeline(settings.clean, tokens=tokens)  # what it does is in no report
         self._spans = CleanerReport("spans")
         self._readers: dict[str, Callable[[Any], tuple[Any, str]]] = {
             "label": self._label,
             "labels": self._labels,
-            "number": read_number,
+            "texts": lambda value: read_texts(value, self._clean),
         }
 
     def __call__(self, work: SelectorWork) -> Selected:
@@ -130,6 +143,7 @@ class Selector:
         """Return each role's values, and for each record the reason why it cannot be used, or nothing."""
         reasons = [record.unreadable for record in records]
         values: dict[str, list[Any]] = {}
+        answers: str | None = None
         if self.settings.spans:
             self._read_spans(records, values, reasons)
         for role, column in self.settings.columns.items():
@@ -140,10 +154,33 @@ class Selector:
                 values[role] = self._texts(role, raw, reasons, column.required)
             elif column.kind in {"tokens", "tags"}:
                 values[role] = self._words(role, raw, reasons)
+            elif column.kind == "number":
+                values[role] = self._read(role, raw, reasons, functools.partial(_number_within, column))
+            elif column.kind == "answers":
+                answers = role
             else:
                 values[role] = self._read(role, raw, reasons, self._readers[column.kind])
-        self._clean_texts(values, reasons)
+        if answers is None:
+            self._clean_texts(values, reasons)
+        else:
+            self._clean_around_answers(answers, records, values, reasons)
         return values, reasons
+
+    def _clean_around_answers(
+        self, role: str, records: Sequence[Record], values: dict[str, list[Any]], reasons: list[str]
+    ) -> None:
+        """Read the answers in their contexts as these were given, and find their places again after cleaning."""
+        before = list(values[CONTEXT_ROLE])
+        values[role] = []
+        for index, value in enumerate(self._raw_values(records, role)):
+            answers, reason = ([], reasons[index]) if reasons[index] else read_answers(value, before[index])
+            values[role].append(answers)
+            reasons[index] = reason
+        self._clean_texts(values, reasons)
+        for index, text in enumerate(values[CONTEXT_ROLE]):
+            if not reasons[index] and text != before[index]:
+                found = keep_answers(values[role][index], before[index], text, self._clean_uncounted)
+                values[role][index], reasons[index] = found
 
     def _raw_values(self, records: Sequence[Record], role: str) -> list[Any]:
         name = self.settings.names[role]
@@ -297,6 +334,16 @@ class Selector:
         columns |= {KEY_HIGH: keys[:, 0], KEY_LOW: keys[:, 1]}
         arrays = [pa.array(columns[column.name], column.type) for column in schema]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _number_within(column: Column, value: Any) -> tuple[float | None, str]:
+    """Return a number in its column's range, or the reason why there is none."""
+    number, reason = read_number(value)
+    if number is None:
+        return None, reason
+    low, high = column.minimum, column.maximum
+    outside = (low is not None and number < low) or (high is not None and number > high)
+    return (None, "out_of_range") if outside else (number, "")
 
 
 def _cuts_word(text: str, span: Mapping[str, Any]) -> bool:

@@ -205,24 +205,6 @@ class Encoder:
         return Encoded(features, whole, lost, unknown, words, int(whole.sum()) - special)
 
 
-def owned_words(windows: Sequence[WordWindow]) -> list[list[bool]]:
-    """Return, for each token of each window, whether this window decides its word.
-
-    Of the windows that see the start of a word, the one decides in which the word has most context: the most tokens
-    to the nearer end of the window; of equals the first. Every word that any window sees is decided exactly once.
-    """
-    best: dict[int, tuple[int, int]] = {}
-    for number, window in enumerate(windows):
-        for position, (word, start) in enumerate(zip(window.words, window.starts, strict=True)):
-            context = min(position, len(window.words) - 1 - position)
-            if start and (word not in best or context > best[word][0]):
-                best[word] = (context, number)
-    return [
-        [word >= 0 and best.get(word, (0, -1))[1] == number for word in window.words]
-        for number, window in enumerate(windows)
-    ]
-
-
 def _word_starts(words: Sequence[int | None]) -> set[int]:
     """Return at which tokens words start, special tokens not counted."""
     inside = [word for word in words if word is not None]

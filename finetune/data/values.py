@@ -23,6 +23,23 @@ def read_text(value: Any, clean: Pipeline) -> tuple[str, str]:
     return (text, reason) if text.strip() or reason else ("", "nothing_left_after_cleaning")
 
 
+def read_texts(value: Any, clean: Pipeline) -> tuple[list[str], str]:
+    """Return several cleaned texts, or the reason why one of them cannot be used; one text may stand for a list."""
+    if value is None:
+        return [], "missing"
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        return [], "wrong_type_of"
+    texts = []
+    for item in value:
+        text, reason = read_text(item, clean)
+        if reason:
+            return [], reason
+        texts.append(text)
+    return texts, ""
+
+
 def read_label(value: Any) -> tuple[str, str]:
     """Return the label as text, blanks at its ends removed, or the reason why there is none."""
     if type(value) is str:

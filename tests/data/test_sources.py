@@ -1135,6 +1135,20 @@ def test_class_numbers_of_a_dataset_become_names(dataset_folder: Path, streaming
     assert found[2].values["inner"] in (None, {"tag": None, "number": None})
 
 
+def test_a_path_names_the_split_of_its_dataset(dataset_folder: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"label": ["only in test"]}).to_parquet(dataset_folder / "test.parquet")
+    for file in dataset_folder.glob("train.parquet"):
+        datasets.Dataset.from_dict({"label": ["a", "b"]}).to_parquet(file)
+    train, test, default = (
+        open_source(f"hub:{dataset_folder}{split}", ("hub", {})) for split in ("#train", "#test", "")
+    )
+    assert [record.values["label"] for record in records(test)] == ["only in test"]
+    assert [record.values for record in records(train)] == [record.values for record in records(default)]
+    assert test.describe()["files"][0]["split"] == "test"
+
+
 def test_a_dataset_is_described_by_its_content(dataset_folder: Path) -> None:
     before = open_source(f"hub:{dataset_folder}").describe()
     assert json.loads(json.dumps(before)) == before

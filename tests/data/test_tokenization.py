@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.tokenization import NO_TARGET, Encoder, Limits, owned_words
+from finetune.data.tokenization import NO_TARGET, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.models.loading import load_tokenizer
 from finetune.tasks.token_classification import TokenClassification, tag_names
@@ -99,38 +97,6 @@ def test_an_encoder_works_the_same_in_another_process(tokenizer: Any) -> None:
 
 
 words = st.lists(st.sampled_from(["the", "apple", "storm", "x", "hammer", "ü"]), min_size=1, max_size=30)
-
-
-@settings(deadline=None, max_examples=80)
-@given(rows=st.lists(words, min_size=1, max_size=4), length=st.integers(6, 14), stride=st.integers(0, 3))
-def test_each_word_is_decided_by_exactly_one_window(tokenizer: Any, rows: Any, length: int, stride: int) -> None:
-    windows, _, lost = Encoder.of(tokenizer, Limits(length, "window", stride)).words(rows)
-    assert lost.tolist() == [0] * len(rows)
-    for row, found in zip(rows, windows, strict=True):
-        decided: Counter[int] = Counter()
-        for window, owned in zip(found, owned_words(found), strict=True):
-            decided.update(
-                word for word, start, owns in zip(window.words, window.starts, owned, strict=True) if owns and start
-            )
-        assert decided == Counter(range(len(row)))
-
-
-def test_a_word_is_decided_where_it_has_most_context(tokenizer: Any) -> None:
-    row = ["the"] * 12
-    (windows,), _, _ = Encoder.of(tokenizer, Limits(8, "window", 3)).words([row])
-    owners = {
-        word: number
-        for number, (window, owned) in enumerate(zip(windows, owned_words(windows), strict=True))
-        for word, owns in zip(window.words, owned, strict=True)
-        if owns
-    }
-    for word, owner in owners.items():
-        context = {
-            number: min(window.words.index(word), len(window.words) - 1 - window.words.index(word))
-            for number, window in enumerate(windows)
-            if word in window.words
-        }
-        assert context[owner] == max(context.values())
 
 
 def test_tags_stand_at_the_first_token_of_their_word(tokenizer: Any) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from finetune.artifacts import PreparedData
 from finetune.data.tagging import entities
 from finetune.errors import FinetuneError, RecipeError
-from finetune.pipeline import Job
 from tests.preparation.world import World, columns_of, dropped, findings, plain_rows, reasons, split_of, tagged_rows
 
 SPLITS = ("train", "validation", "test")

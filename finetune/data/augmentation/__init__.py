@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -40,16 +40,23 @@ class Augmentation:
     """The recipe's augmenters, over rows of one kind.
 
     `parts` are names and options in the order of the recipe, `columns` what the rows hold under each role. All texts of
-    a row are augmented, each by itself; tokens take their tags along; everything else is copied. Raises FinetuneError
+    a row are augmented, each by itself, but those that are `fixed`: rows belong together by them, and answers stand at
+    places of them. Tokens take their tags along; everything else is copied. Raises FinetuneError
     when there is nothing to augment, or when an augmenter cannot run on tokens.
     """
 
     def __init__(
-        self, parts: Sequence[tuple[str, Mapping[str, Any]]], columns: Mapping[str, Column], *, seed: int
+        self,
+        parts: Sequence[tuple[str, Mapping[str, Any]]],
+        columns: Mapping[str, Column],
+        *,
+        seed: int,
+        fixed: Collection[str] = (),
     ) -> None:
         assert parts, "an augmentation without operations"
         self._texts, self._tokens, self._tags = (
-            [role for role, column in columns.items() if column.kind == kind] for kind in ("text", "tokens", "tags")
+            [role for role, column in columns.items() if column.kind == kind and role not in fixed]
+            for kind in ("text", "tokens", "tags")
         )
         assert len(self._tokens) <= 1 >= len(self._tags), "tags could not say whose they are"
         if not self._texts and not self._tokens:

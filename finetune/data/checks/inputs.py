@@ -86,6 +86,7 @@ class CheckInput:
     given_labels: Sequence[str] | None = None
     label_map: Mapping[str, str] = field(default_factory=dict)
     label_separator: str | None = None
+    learned: str | None = None  # the role of the target, where it is not the first of a target's kind
 
     def __len__(self) -> int:
         return len(self.clusters)
@@ -98,8 +99,16 @@ class CheckInput:
     @property
     def target_role(self) -> str:
         """The role that a model learns to predict, or nothing."""
+        if self.learned is not None:
+            return self.learned
         kinds = ("label", "labels", "tags", "number")
         return next((role for role, column in self.columns.items() if column.kind in kinds and role in self.values), "")
+
+    @property
+    def target_roles(self) -> list[str]:
+        """All roles that a model learns to predict: several where a row has several numbers."""
+        kinds = (self.target_kind,) if self.target_kind == "number" else ()
+        return [role for role, column in self.columns.items() if column.kind in kinds] or [self.target_role]
 
     @property
     def target_kind(self) -> str:

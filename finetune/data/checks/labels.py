@@ -22,7 +22,7 @@ LABELS_NAMED = 5
 @checks.register("missing-labels", severity="warning", kinds=("label", "labels", "tags", "number"))
 def missing_labels(rows: CheckInput, *, share: Share = 0.5) -> list[Outcome]:
     """Find rows that were dropped for want of a label; above a share of the rows read it is an error."""
-    reasons = [f"{word}_{rows.target_role}" for word in ("missing", "blank", "empty")]
+    reasons = [f"{word}_{role}" for word in ("missing", "blank", "empty") for role in rows.target_roles]
     reasons += ["missing_spans"] * (rows.target_kind == "tags")
     count = sum(rows.dropped.get(reason, 0) for reason in reasons)
     if not count:
@@ -30,8 +30,8 @@ def missing_labels(rows: CheckInput, *, share: Share = 0.5) -> list[Outcome]:
     found = count / rows.rows_read
     message = (
         f"{amount(count, 'row', 'rows')} of {rows.rows_read} ({found:.1%}) had to be dropped for want of "
-        f"{rows.target_role}{rows.dropped_places(reasons)}; fill the gaps, or say in data.missing what a missing "
-        "value means."
+        f"{' or '.join(rows.target_roles)}{rows.dropped_places(reasons)}; fill the gaps, or say in data.missing what a "
+        "missing value means."
     )
     return [Outcome(count, message, rows.dropped_as_examples(reasons), "error" if found > share else None)]
 
@@ -117,7 +117,8 @@ def _conflicts(rows: CheckInput) -> tuple[int, int, NDArray[Any]]:
     members = np.flatnonzero(np.bincount(rows.cluster_numbers)[rows.cluster_numbers] > 1)
     if not len(members):
         return 0, 0, members
-    labels = _codes(rows, rows.target_role, members)
+    codes = np.stack([_codes(rows, role, members) for role in rows.target_roles], axis=1)
+    labels = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
     clusters = rows.cluster_numbers[members]
     suspects = _differing(clusters, labels)
     members, labels, clusters = members[suspects], labels[suspects], clusters[suspects]

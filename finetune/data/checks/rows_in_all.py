@@ -101,9 +101,12 @@ def number_range(rows: CheckInput, *, spread: Positive = 3.0) -> list[Outcome]:
     An outlier lies more than `spread` interquartile ranges outside of the quartiles: with 3 what Tukey (Exploratory
     Data Analysis, 1977) calls far out.
     """
+    return [outcome for role in rows.target_roles for outcome in _range_of(rows, role, spread)]
+
+
+def _range_of(rows: CheckInput, role: str, spread: float) -> list[Outcome]:
     import numpy as np
 
-    role = rows.target_role
     numbers = np.asarray(rows.values[role].to_numpy(), dtype=np.float64)
     outcomes = []
     broken = np.flatnonzero(~np.isfinite(numbers))

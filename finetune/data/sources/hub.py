@@ -28,11 +28,12 @@ def _describe(files: Sequence[SourceFile], options: Mapping[str, Any]) -> dict[s
     """Return each dataset's name with its commit, or with a digest of its files when it is a local folder."""
     found = []
     for file in files:
-        name, revision = _name_and_revision(file)
+        name, revision, split = _parts(file)
+        own = {"split": split} if split else {}
         if Path(name).is_dir():
-            found.append({"sha256": _folder_digest(Path(name))})
+            found.append({"sha256": _folder_digest(Path(name)), **own})
         else:
-            found.append({"name": name, "revision": _commit(name, revision)})
+            found.append({"name": name, "revision": _commit(name, revision), **own})
     return {"files": found}
 
 
@@ -40,10 +41,11 @@ def _describe(files: Sequence[SourceFile], options: Mapping[str, Any]) -> dict[s
 def hub(
     file: SourceFile, *, config: str | None = None, split: str = "train", streaming: bool = False
 ) -> Iterator[Record]:
-    """A dataset of the Hub, `hub:name@revision`, or a local folder of one; its own code is never run.
+    """A dataset of the Hub, `hub:name@revision#split`, or a local folder of one; its own code is never run.
 
-    Class numbers become the classes' names, and -1, the mark of a row without a label, becomes nothing. `streaming`
-    reads the rows from the Hub as they come, in place of downloading them first.
+    A path names its split behind a `#`, so that `data.source` can say which is for training; without one it is the
+    option `split`. Class numbers become the classes' names, and -1, the mark of a row without a label, becomes nothing.
+    `streaming` reads the rows from the Hub as they come, in place of downloading them first.
     """
     try:
         import datasets
@@ -51,11 +53,11 @@ def hub(
         raise FinetuneError(
             "expected the library datasets for hub: sources; install it: pip install 'finetune-toolkit[hub]'"
         ) from None
-    name, revision = _name_and_revision(file)
+    name, revision, own_split = _parts(file)
     commit = None if Path(name).is_dir() else _commit(name, revision)
     try:
         with _without_progress_bars():
-            loaded = datasets.load_dataset(name, config, split=split, revision=commit, streaming=streaming)
+            loaded = datasets.load_dataset(name, config, split=own_split or split, revision=commit, streaming=streaming)
             batches = loaded.with_format("arrow").iter(batch_size=BATCH_ROWS)
             decoders = {column: _decoder(feature) for column, feature in (loaded.features or {}).items()}
             yield from _decoded(records_of(batches), decoders)
@@ -65,12 +67,16 @@ def hub(
         raise FinetuneError(f"cannot be loaded ({details_of(error, file.path)})") from None
 
 
-def _name_and_revision(file: SourceFile) -> tuple[str, str | None]:
+def _parts(file: SourceFile) -> tuple[str, str | None, str | None]:
+    """Return a dataset's name or folder, its revision, and its split, of `hub:name@revision#split`."""
     path = file.path.removeprefix("hub:")
+    if Path(path).is_dir():
+        return path, None, None
+    path, _, split = path.partition("#")
     if Path(path).is_dir() or "@" not in path:
-        return path, None
+        return path, None, split or None
     name, _, revision = path.rpartition("@")
-    return name, revision
+    return name, revision, split or None
 
 
 def _commit(name: str, revision: str | None) -> str:
