@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from finetune import registry
 from finetune.evaluation.metrics import filled
 from finetune.evaluation.metrics.labels import label_scores
-from finetune.evaluation.predictions.counts import LabelCounts
 from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.predictions.counts import LabelCounts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

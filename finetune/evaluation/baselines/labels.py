@@ -51,7 +51,7 @@ def word_pairs() -> Any:
     """Return a vectorizer of words and word pairs with sublinear TF-IDF weights."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")  # noqa: S106
 
 
 def _said(given: BaselineInput, probabilities: Any) -> LabelPredictions:

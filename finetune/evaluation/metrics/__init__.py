@@ -1,9 +1,14 @@
 """Metrics: pure functions of predictions, one file per family, each held by tests to the reference of its field.
 
-A metric says of which kind of predictions it is (`of`), and may say how it follows from sums over answers
-(`from_rows`: it is the mean of one value an answer; `from_sums`: a function of summed statistics; `from_label_counts`:
-a function of the counts of each label; `from_weights`: a function of how often each answer is drawn). The bootstrap then computes thousands of resamples at once instead of calling
-the metric for each. Tests hold both ways to the same numbers.
+A metric says of which kind of predictions it is (`of`), and may say how it follows from sums over answers:
+
+- `from_rows`: it is the mean of one value an answer;
+- `from_sums`: a function of summed statistics;
+- `from_label_counts`: a function of the counts of each label;
+- `from_weights`: a function of how often each answer is drawn.
+
+The bootstrap then computes thousands of resamples at once instead of calling the metric for each. Tests hold both ways
+to the same numbers.
 """
 
 from __future__ import annotations
