@@ -337,7 +337,7 @@ def predict(
     threads: ThreadsOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Print a JSON line with label and probabilities for each text, in the order of the texts.
+    """Print a JSON line with the answer for each row, in the order of the rows.
 
     \b
     finetune predict outputs/quickstart/run --text "My parcel never came."

@@ -36,7 +36,7 @@ from finetune.evaluation.statistics import LEVEL, RESAMPLES, Interval, bootstrap
 from finetune.fingerprints import report_inputs
 from finetune.gates import check_gates
 from finetune.inference import Predictor, open_pretrained, open_run
-from finetune.preparation.reading import selection_settings
+from finetune.preparation.reading import needed_columns, selection_settings, with_span_roles
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
 from finetune.reports.markdown import evaluation_report
@@ -192,11 +192,11 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
     """Prepare new rows as the run's own were; only their columns may be called otherwise."""
     task, role = predictor.task, predictor.spec.label_role
     used = used_columns(task.columns, run.recipe.data.columns)
-    names = column_names(task.columns, recipe.data.columns)
+    names = column_names(with_span_roles(task.columns), recipe.data.columns)
     settings = selection_settings(run.recipe, used)
-    settings = replace(settings, names={role: names[role] for role in used}, extras=())
+    settings = replace(settings, names={role: names[role] for role in settings.names}, extras=(), groups=())
     records = read(source, run.recipe.data.form)
-    check_columns(records, settings.names.items(), str(source))
+    check_columns(records, needed_columns(settings), str(source))
     values, reasons = Selector(settings).values(records)
     unknowns: dict[str, int] = {}
     if role and run.labels:

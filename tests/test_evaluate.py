@@ -285,10 +285,16 @@ def test_a_file_called_quantization_does_not_replace_the_before_and_after_report
     assert report_name("test", Path(f"some/{REPORT}.jsonl")) != REPORT
 
 
-def test_labels_written_as_numbers_in_new_rows_match_the_runs(tmp_path: Path, copied: Run) -> None:
-    manifest = json.loads((copied.folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest["labels"] = ["0", "1", "true"]
-    (copied.folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+def test_labels_written_as_numbers_in_new_rows_match_the_runs(
+    tmp_path: Path, copied: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["0", "1", "true"]
+    for path, key, labels in (
+        (copied.folder / "manifest.json", "labels", names),
+        (copied.model_folder / "config.json", "id2label", dict(enumerate(names))),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), key: labels}), encoding="utf-8")
+    monkeypatch.setattr(Run, "check_model", lambda self: None)  # renamed by hand, as it is here
     shutil.rmtree(copied.folder.parent / "data")
     rows = [{"body": "the apple", "intent": label} for label in (0, "1", True, 2)]
     report = evaluate(copied, source=write_jsonl(tmp_path / "new.jsonl", rows), runtime=CPU)

@@ -106,7 +106,8 @@ class TextClassification:
 
     def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
         """Load an encoder (or decoder) under a classification head."""
-        from finetune.models.loading import Head, load_model
+        from finetune.models.heads import Head
+        from finetune.models.loading import load_model
 
         return load_model(folder, Head("sequence", tuple(labels), problem="single_label_classification"), settings)
 

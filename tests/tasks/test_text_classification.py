@@ -20,7 +20,9 @@ ROWS = [{"text": "the apple", "label": "fruit"}, {"text": "a very big saw with a
 
 def windows_of_rows(*counts: int) -> FeatureTable:
     """Return features of rows that have so many windows each."""
-    return feature_table({"input_ids": pa.array([[[2, 3]] * count for count in counts], pa.list_(pa.list_(pa.int32())))})
+    return feature_table(
+        {"input_ids": pa.array([[[2, 3]] * count for count in counts], pa.list_(pa.list_(pa.int32())))}
+    )
 
 
 def test_rows_become_ids_and_label_indices(tiny_model: Path) -> None:

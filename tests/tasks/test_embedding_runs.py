@@ -1,0 +1,143 @@
+"""Bi-encoders from the file of rows to the answer: prepared, trained, evaluated and asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.artifacts import PreparedData, Run
+from finetune.errors import FinetuneError
+from finetune.evaluate import evaluate
+from finetune.predict import Answering
+from finetune.prepare import prepare
+from finetune.recipe import load_recipe
+from finetune.train import train
+from tests.conftest import FILLER, LABEL_WORDS, RecipeMaker, write_jsonl
+
+WORDS = [word for words in LABEL_WORDS.values() for word in words]
+TOPICS = {word: label for label, words in LABEL_WORDS.items() for word in words}
+
+
+def raw_rows(count: int = 45) -> list[dict[str, Any]]:
+    """Rows that have every column: a word of the anchor belongs to a filler of the positive."""
+    rows = []
+    for number in range(count):
+        word, other = WORDS[number % 15], WORDS[(number + 7) % 15]
+        rows.append(
+            {
+                "anchor": f"{FILLER[number % 9]} {word} {FILLER[number // 9]}",
+                "positive": f"{FILLER[-1 - number % 15]} {FILLER[number // 9]} today",
+                "negative": f"my {other} {FILLER[number // 9]} {FILLER[number % 5]}",
+                "score": (number % 6) * 1.0,
+                "topic": TOPICS[word],
+            }
+        )
+    return rows
+
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "pairs": {"task": {"name": "embedding"}, "columns": {"topic": "topic"}},
+    "triplets": {"task": {"name": "embedding", "rows": "triplets", "loss": "triplet-margin"}, "columns": {}},
+    "scored": {
+        "task": {"name": "embedding", "rows": "scored", "maximum": 5.0, "loss": "cosent"},
+        "columns": {"text": "anchor", "text_pair": "positive"},
+    },
+}
+
+
+def recipe_for(kind: str, make_recipe: RecipeMaker, source: Path, **sections: Any) -> Path:
+    chosen = SECTIONS[kind]
+    data = {"source": str(source), "columns": chosen["columns"], "duplicates": "keep", "checks": {"rare-labels": "off"}}
+    split = {"name": "random", "train": 0.6, "validation": 0.2, "test": 0.2}
+    sections = {"train": {"epochs": 1, "batch_size": 9}, **sections}
+    return make_recipe(task=chosen["task"], data={**data, "split": split}, **sections)
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("pairs", 2), ("triplets", 3), ("scored", 2)])
+def test_rows_are_prepared_learned_from_scored_and_asked(
+    kind: str, parts: int, make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    recipe = load_recipe(recipe_for(kind, make_recipe, write_jsonl(tmp_path / "raw.jsonl", raw_rows())))
+    data = prepare(recipe, tmp_path / "data")
+    assert {name: len(data.split(name)) for name in ("train", "validation", "test")} == data.manifest["splits"]
+    assert sum(len(data.split(name).features) for name in data.manifest["splits"]) == 45 * parts
+    run = train(recipe, data, tmp_path / "run")
+    report = evaluate(run)
+    assert report["rows"] == len(data.split("test")) == 9
+    assert set(report["baselines"]) == {"tfidf-cosine", "pretrained"}
+    assert all(found["value"] is not None for found in report["metrics"].values())
+    assert len(report["worst"]) == 9
+    assert_report(kind, report)
+    answers = list(Answering(Run(tmp_path / "run")).texts(["the plum", "fog", "the plum"]))
+    vectors = np.array([answer["embedding"] for answer in answers])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert vectors[0].tolist() == pytest.approx(vectors[2].tolist())
+
+
+def assert_report(kind: str, report: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    if kind == "scored":
+        assert len(report["points"]["score"]) == 9
+        assert {"text", "text_pair", "score", "similarity"} <= report["worst"][0].keys()
+        return
+    assert report["recall_by_cutoff"][-1]["k"] <= report["candidates"]
+    assert report["worst"][0]["rank"] >= report["worst"][-1]["rank"]
+    assert ("by_topic" in report) == (kind == "pairs")
+    assert ("negative" in report["similarities"]) == (kind == "triplets")
+
+
+def test_a_topic_is_never_learned_from(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    rows = raw_rows()
+    swapped = [{**row, "topic": "another" if number % 2 else "yet another"} for number, row in enumerate(rows)]
+    features = []
+    for name, content in (("first", rows), ("second", swapped)):
+        recipe = load_recipe(recipe_for("pairs", make_recipe, write_jsonl(tmp_path / f"{name}.jsonl", content)))
+        features.append(prepare(recipe, tmp_path / name).split("train").features[:])
+    assert features[0] == features[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoiled", "reason"),
+    [
+        ("pairs", {"positive": None}, "missing_positive"),
+        ("pairs", {"topic": None}, "missing_topic"),
+        ("triplets", {"negative": "  "}, "blank_negative"),
+        ("scored", {"score": 5.5}, "out_of_range_score"),
+        ("scored", {"score": "high"}, "not_a_number_in_score"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(
+    kind: str, spoiled: dict[str, Any], reason: str, make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    rows = raw_rows()
+    rows[4] |= spoiled
+    path = recipe_for(kind, make_recipe, write_jsonl(tmp_path / "raw.jsonl", rows))
+    text = json.loads(path.read_text())
+    text["data"]["checks"] |= {"faulty-targets": "off"}
+    path.write_text(json.dumps(text))
+    data = prepare(load_recipe(path), tmp_path / "data")
+    dropped = [json.loads(line) for line in (data.folder / "dropped.jsonl").read_text().splitlines()]
+    assert [(drop["line"], drop["reason"]) for drop in dropped] == [(5, reason)]
+    assert PreparedData(tmp_path / "data").report["rows_kept"] == 44
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections", "message"),
+    [
+        ("pairs", {"train": {"gradient_accumulation": 2}}, "does not add up"),
+        ("pairs", {"model": {"overflow": "window"}}, "reads no text in windows"),
+        ("scored", {"metrics": ["recall@1"]}, "recall@1 does not judge"),
+        ("pairs", {"metrics": ["triplet-accuracy"]}, "triplet-accuracy does not judge"),
+        ("pairs", {"metrics": ["recall@all"]}, "expected a number of candidates"),
+    ],
+)
+def test_what_does_not_fit_the_rows_is_refused_before_anything_is_read(
+    kind: str, sections: dict[str, Any], message: str, make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    path = recipe_for(kind, make_recipe, write_jsonl(tmp_path / "raw.jsonl", raw_rows()), **sections)
+    with pytest.raises(FinetuneError, match=message):
+        load_recipe(path)
