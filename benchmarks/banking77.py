@@ -22,7 +22,8 @@ from finetune.evaluation.predictions.labels import LabelPredictions
 from finetune.evaluation.statistics import paired_bootstrap
 from finetune.inference import open_run
 from finetune.models.freezing import apply_freezing
-from finetune.models.loading import Head, ModelSettings, find_model, load_model
+from finetune.models.heads import Head
+from finetune.models.loading import ModelSettings, find_model, load_model
 from finetune.runtime import Runtime
 
 HEADER = ["seed", "finetune", "TF-IDF", "Trainer", "finetune - Trainer", "int8's drop", "int8 agrees", "int8 size"]

@@ -53,7 +53,8 @@ def training_speed(work: Path, repeats: int) -> str:
 
     from finetune.artifacts import PreparedData
     from finetune.models.freezing import apply_freezing
-    from finetune.models.loading import Head, ModelSettings, find_model, load_model, load_tokenizer
+    from finetune.models.heads import Head
+    from finetune.models.loading import ModelSettings, find_model, load_model, load_tokenizer
     from finetune.recipe import load_recipe
     from finetune.runtime import Runtime
     from finetune.tasks import open_task
