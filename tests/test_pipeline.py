@@ -289,7 +289,7 @@ def test_a_run_is_found_by_its_folder_or_the_one_around_it(root: Path, inside: s
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nothing", "found nothing"), ("run/model", "found a folder without one"), ("data", "expected run of format 2")],
+    [("nothing", "found nothing"), ("run/model", "found a folder without one"), ("data", "expected run of format 3")],
 )
 def test_what_is_no_run_is_refused(root: Path, path: str, message: str) -> None:
     with pytest.raises(FinetuneError, match=message):

@@ -52,7 +52,7 @@ def cell(value: Cell) -> str:
 
 
 def evaluation_report(
-    report: Mapping[str, Any], sections: Iterable[Section], pictures: Mapping[str, str], worst_means: str
+    report: Mapping[str, Any], sections: Sequence[Section], pictures: Mapping[str, str], worst_means: str
 ) -> str:
     """Return an evaluation as Markdown.
 
@@ -77,7 +77,9 @@ def evaluation_report(
     for section in sections:
         if isinstance(section, Table):
             parts += [f"## {escape(section.title)}", *([section.note] if section.note else []), _section_table(section)]
-    parts += [f"![{escape(title)}]({quote(file)})" for title, file in pictures.items()]
+    notes = {section.title: section.note for section in sections}
+    for title, file in pictures.items():
+        parts += [f"![{escape(title)}]({quote(file)})", *([notes[title]] if notes.get(title) else [])]
     if report["worst"]:
         parts += [f"## The {len(report['worst'])} worst examples", worst_means, _worst(report["worst"])]
     return "\n\n".join(parts) + "\n"

@@ -4,7 +4,8 @@ Rows: `text` (or `text`, `text_pair`) and `labels`: a list, empty where no label
 `data.label_separator` parts. The model reads one text, or a pair (cut at `model.max_length`, every cut counted; or in
 windows, whose probabilities are averaged), and gives one score per label, the labels in alphabetical order or in that
 of `data.labels`. The sigmoid of a score is the label's probability; training minimizes binary cross-entropy, the mean
-over all decisions (rows × labels), as transformers does for `multi_label_classification`.
+over all decisions (rows × labels), as transformers does for `multi_label_classification`. A new head begins with a
+probability of 0.1 for every label.
 
 A row has the labels whose probability reaches their threshold. Option `threshold`:
 

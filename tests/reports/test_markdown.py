@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune.evaluation.sections import Table
+from finetune.evaluation.sections import Matrix, Table
 from finetune.reports.markdown import (
     escape,
     evaluation_report,
@@ -285,7 +285,10 @@ def test_a_section_of_a_task_becomes_a_table_with_its_note() -> None:
     section = Table(
         "By *type*", ["type", "rows", "F1"], [["a|b", 3, {"value": 0.5, "low": 0.25, "high": 0.75}]], "Strict."
     )
-    report = evaluation_report(evaluation(), [section, Table("Empty", ["a"], [[None], [0.25]])], {}, "Why.")
+    matrix = Matrix("Pairs", ["a"], [[1]], "What is said in place of what.")
+    others = [Table("Empty", ["a"], [[None], [0.25]]), matrix]
+    report = evaluation_report(evaluation(), [section, *others], {"Pairs": "test-pairs.png"}, "Why.")
+    assert "![Pairs](test-pairs.png)\n\nWhat is said in place of what." in report
     assert r"## By \*type\*" in report
     assert "Strict.\n\n| type | rows | F1 |" in report
     assert r"| a\|b | 3 | 0.500 (0.250 to 0.750) |" in report
