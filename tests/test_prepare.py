@@ -201,7 +201,7 @@ def test_the_manifest_says_what_is_in_the_folder_and_what_made_it(make_data: Any
     data = make_data()
     manifest = data.manifest
     assert {key: manifest[key] for key in ("kind", "format_version", "task", "labels", "roles", "splits", "seed")} == {
-        "kind": "data", "format_version": 2, "task": {"name": "text-classification"},
+        "kind": "data", "format_version": 3, "task": {"name": "text-classification"},
         "labels": ["fruit", "tool", "weather"], "roles": ["text", "label"],
         "splits": {"train": 54, "validation": 18, "test": 18}, "seed": 7,
     }  # fmt: skip
