@@ -156,7 +156,7 @@ def print_data(report: Mapping[str, Any]) -> None:
 def print_run(run: Run) -> None:
     """Print what training gave."""
     found = run.manifest
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items())
+    scores = ", ".join(f"{name} {_number(value)}" for name, value in found["metrics"].items())
     parameters = found["parameters"]
     print(
         f"training   best step {found['best_step']} of {found['last_step']} ({found['stopped_because']}); "

@@ -32,7 +32,7 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.baselines import BaselineInput, as_text
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
-from finetune.evaluation.statistics import LEVEL, RESAMPLES, Interval, bootstrap, paired_bootstrap
+from finetune.evaluation.statistics import LEVEL, RESAMPLES, Interval, score
 from finetune.fingerprints import report_inputs
 from finetune.gates import check_gates
 from finetune.inference import Predictor, open_pretrained, open_run
@@ -93,7 +93,9 @@ def evaluate(
     def pretrained() -> Predictions:
         return open_pretrained(run, runtime).predict(scored.rows, scored.features, size)
 
-    baselines = _baselines(data, scored, predictor, predictions, pretrained, progress)
+    said = _baselines(data, scored, predictor, predictions, pretrained, progress)
+    own = score(names, predictions, recipe.seed, units)
+    baselines = {name: score(names, other, recipe.seed, units) for name, other in said.items()}
     report: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "task": recipe.task.name,
@@ -103,12 +105,9 @@ def evaluate(
         "seed": recipe.seed,
         "split": scored.name,
         "rows": len(scored.rows),
-        "metrics": as_json(bootstrap(names, predictions, recipe.seed, units)),
-        "baselines": {name: as_json(bootstrap(names, said, recipe.seed, units)) for name, said in baselines.items()},
-        "gains": {
-            name: as_json(paired_bootstrap(names, predictions, said, recipe.seed, units))
-            for name, said in baselines.items()
-        },
+        "metrics": as_json(own.intervals()),
+        "baselines": {name: as_json(scores.intervals()) for name, scores in baselines.items()},
+        "gains": {name: as_json(own.lead(scores)) for name, scores in baselines.items()},
         "intervals": _intervals(spec, units, len(predictions)),
         "labels": run.labels or None,
         "fitted": dict(predictor.fitted) or None,
@@ -131,7 +130,8 @@ def units_of(predictions: Predictions, rows: Sequence[Mapping[str, Any]], spec: 
 
     if spec.unit_role is None:
         return None
-    values = [rows[row][spec.unit_role] for row in predictions.rows.tolist()]
+    by_row = [row[spec.unit_role] for row in rows]
+    values = [by_row[row] for row in predictions.rows.tolist()]
     numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     return np.array([numbers[value] for value in values], dtype=np.int64)
 
@@ -192,7 +192,8 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
     """Prepare new rows as the run's own were; only their columns may be called otherwise."""
     task, role = predictor.task, predictor.spec.label_role
     used = used_columns(task.columns, run.recipe.data.columns)
-    names = column_names(with_span_roles(task.columns), recipe.data.columns)
+    known = with_span_roles(task.columns)
+    names = column_names(known, {role: name for role, name in recipe.data.columns.items() if role in known})
     settings = selection_settings(run.recipe, used)
     settings = replace(settings, names={role: names[role] for role in settings.names}, extras=(), groups=())
     records = read(source, run.recipe.data.form)
@@ -287,7 +288,10 @@ def _baselines(
     found = {}
     for name in spec.baselines:
         progress.detail(f"fitting the baseline {name}")
-        found[name] = registry.baselines.get(name).build({})(given)
+        try:
+            found[name] = registry.baselines.get(name).build({})(given)
+        except FinetuneError as error:  # such as a pretrained model that is gone: the run is judged without it
+            progress.note(f"no baseline {name}: {error}")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,7 @@ def open_pretrained(run: Run, runtime: Runtime) -> Predictor:
     recipe = run.recipe
     task, spec = open_task(recipe.task.name, recipe.task.options)
     folder = find_model(recipe.model, allow_code=runtime.allow_code)
-    check_weights(folder, recipe.model.sha256)
+    check_weights(folder, recipe.model.sha256 or run.manifest["inputs"]["model"]["weights_sha256"])
     tokenizer = load_tokenizer(folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
     torch.manual_seed(recipe.seed)
     device = runtime.torch_device()
@@ -134,11 +134,18 @@ class Outputs:
 
 
 def run_model(
-    predictor: Predictor, features: FeatureTable, batch_size: int, progress: Progress | None = None
+    predictor: Predictor,
+    features: FeatureTable,
+    batch_size: int,
+    progress: Progress | None = None,
+    *,
+    loss_batch_size: int | None = None,
 ) -> Outputs:
     """Run a model (which is in eval mode) over all windows; the global generators are left as they were.
 
-    Windows of similar length share a batch, each is computed once, and nothing is repeated to fill a batch up.
+    Windows of similar length share a batch, each is computed once, and nothing is repeated to fill a batch up. The
+    model is given `batch_size` windows at a time, of however many groups. With `loss_batch_size` the loss is that of
+    so many groups at a time, in their order.
     """
     import torch
 
@@ -149,10 +156,14 @@ def run_model(
     outputs: list[Any] = [None] * len(features)
     loss, count = 0.0, 0.0
     with torch.random.fork_rng(), torch.no_grad(), (progress or Silent()).bar("scoring", len(features)) as bar:
-        for groups in evaluation_batches(together.lengths, batch_size):
+        for groups in _batches(together, batch_size, loss_batch_size):
             windows = together.windows(groups)
             batch = task.collate([features[window] for window in windows], predictor.tokenizer).to(predictor.device)
-            found = predictor.forward(batch.inputs).float()
+            parts = [
+                {name: tensor[start : start + batch_size] for name, tensor in batch.inputs.items()}
+                for start in range(0, len(windows), batch_size)
+            ]
+            found = torch.cat([predictor.forward(part).float() for part in parts])
             if batch.targets:
                 part = task.loss(found, batch, predictor.fitted)
                 loss, count = loss + float(part[0]), count + float(part[1])
@@ -161,3 +172,22 @@ def run_model(
                 outputs[window] = values[: lengths[place]].copy() if lengths else values
             bar.advance(len(windows))
     return Outputs(outputs, loss / count if count else None)
+
+
+def _batches(together: Together, batch_size: int, loss_batch_size: int | None) -> Iterator[list[int]]:
+    """Yield the groups of each batch: of similar length, or, if the loss depends on its company, in their order."""
+    if loss_batch_size is not None:
+        every = list(range(len(together)))
+        yield from (every[start : start + loss_batch_size] for start in range(0, len(every), loss_batch_size))
+        return
+    batch: list[int] = []
+    held = 0
+    for group in (group for groups in evaluation_batches(together.lengths, 1) for group in groups):
+        size = together.size(group)
+        if batch and held + size > batch_size:
+            yield batch
+            batch, held = [], 0
+        batch.append(group)
+        held += size
+    if batch:
+        yield batch

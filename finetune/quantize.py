@@ -13,6 +13,7 @@ from finetune.artifacts import (
     FITTED,
     FORMAT_VERSION,
     QUANTIZATION_REPORT,
+    FeatureTable,
     PreparedData,
     Run,
     building,
@@ -26,7 +27,7 @@ from finetune.artifacts import (
 from finetune.errors import FinetuneError
 from finetune.evaluate import as_json, metric_names, own_data, units_of
 from finetune.evaluation.metrics import check_code
-from finetune.evaluation.statistics import bootstrap, paired_bootstrap
+from finetune.evaluation.statistics import score
 from finetune.fingerprints import quantization_report_inputs, quantized_inputs
 from finetune.gates import check_gates
 from finetune.inference import Predictor, open_run
@@ -147,13 +148,14 @@ def with_gates(report: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _write_model(
     before: Predictor,
-    features: Sequence[dict[str, Any]],
+    features: FeatureTable,
     folder: Path,
     backend: registry.Entry,
     options: dict[str, Any],
 ) -> None:
     folder.mkdir(parents=True)
-    longest = sorted(range(len(features)), key=lambda row: -len(features[row]["input_ids"]))[:2]
+    lengths = features.lengths
+    longest = sorted(range(len(features)), key=lambda row: -lengths[row])[:2]
     inputs = before.task.collate([features[row] for row in longest], before.tokenizer).inputs
     backend.build(options)(before.model, before.task.forward, inputs, folder)
     with quiet_transformers(), disk_errors(folder):
@@ -194,15 +196,15 @@ def _compare(
     said_before = before.predict(scored.rows, scored.features, size, progress)
     said_after = after.predict(scored.rows, scored.features, size, progress)
     units = units_of(said_before, scored.rows, before.spec)
-    drops = paired_bootstrap(names, said_before, said_after, recipe.seed, units)
+    scores_before, scores_after = (score(names, said, recipe.seed, units) for said in (said_before, said_after))
     return {
         "format_version": FORMAT_VERSION,
         "task": recipe.task.name,
         "split": split,
         "rows": len(scored),
-        "before": as_json(bootstrap(names, said_before, recipe.seed, units)),
-        "after": as_json(bootstrap(names, said_after, recipe.seed, units)),
-        "drop": as_json(drops),
+        "before": as_json(scores_before.intervals()),
+        "after": as_json(scores_after.intervals()),
+        "drop": as_json(scores_before.lead(scores_after)),
         "agreement": float(said_before.agrees(said_after).mean()),
         "speed": measure_speed(before, after, scored.features),
     }
@@ -213,7 +215,7 @@ def weights_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in {".safetensors", ".onnx", ".data"})
 
 
-def measure_speed(before: Predictor, after: Predictor, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def measure_speed(before: Predictor, after: Predictor, features: FeatureTable) -> dict[str, Any]:
     """Time both models in turns, in one thread: latency at batch 1 (ms) and throughput at batch 32 (rows/s).
 
     One thread, since with several a busy neighbour makes every barrier wait and the ratio means nothing.
@@ -224,9 +226,10 @@ def measure_speed(before: Predictor, after: Predictor, features: Sequence[dict[s
     torch.set_num_threads(1)
     try:
         one_thread = after.in_threads(1)
-        by_length = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
+        lengths = features.lengths
+        by_length = sorted(range(len(features)), key=lambda row: lengths[row])
         middle = len(by_length) // 2
-        speed: dict[str, Any] = {"threads": 1, "tokens": len(features[by_length[middle]]["input_ids"])}
+        speed: dict[str, Any] = {"threads": 1, "tokens": lengths[by_length[middle]]}
         for size in (1, 32):
             around = by_length[max(0, middle - size // 2) :][:size]
             rows = [features[around[i % len(around)]] for i in range(size)]

@@ -547,11 +547,12 @@ class Recipe(Section):
         known = [*columns]
         if any(column.kind == "tags" for column in columns.values()):
             known += ["text", "spans"]  # words and tags may come as text with spans in characters
-        for setting in ("columns", "missing"):
+        asked = [role for role in self._spec.question or () if role not in known]  # roles of `predict` alone
+        for setting, roles in (("columns", [*known, *asked]), ("missing", known)):
             given = getattr(self.data, setting)
             for role in given if isinstance(given, dict) else ():
-                if role not in known:
-                    yield ("data", setting, role), f"unknown role of {name}{suggestion(role, known)}"
+                if role not in roles:
+                    yield ("data", setting, role), f"unknown role of {name}{suggestion(role, roles)}"
         labelled = any(column.kind == "label" and column.required for column in columns.values())
         if self.data.rare_labels == "drop" and not labelled:
             yield ("data", "rare_labels"), f"drop is for tasks with one label a row, and {name} has none; remove it"
@@ -584,6 +585,9 @@ class Recipe(Section):
                 f"several; found {self.train.gradient_accumulation}. Raise train.batch_size instead."
             )
             yield ("train", "gradient_accumulation"), message
+        if self.train.batch_size == 1 and not spec.adds_up:
+            message = "expected 2 or more, since this loss compares each row with the others of its batch; found 1"
+            yield ("train", "batch_size"), message
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain values, every default written out, in the form that `load_recipe` reads.

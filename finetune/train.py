@@ -269,8 +269,10 @@ class _Training:
         best = self.state.best_step == step.number
         if best:
             save_best(self.learner, step.number, self.checkpoints)
-        log.write({"step": step.number, "epoch": step.epoch, "validation": scores, "best": best})
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        # a metric that is not defined on these rows is null; only the one that chooses the best step has to be a number
+        logged = {name: None if math.isnan(value) else value for name, value in scores.items()}
+        log.write({"step": step.number, "epoch": step.epoch, "validation": logged, "best": best})
+        shown = ", ".join(f"{name} {described(value)}" for name, value in logged.items())
         self.progress.note(f"step {step.number}, epoch {step.epoch + 1}: validation {shown}{' (best)' if best else ''}")
 
     def _validation_scores(self) -> dict[str, float]:
@@ -302,7 +304,9 @@ class _Training:
 
     def _validation_outputs(self) -> Outputs:
         self._predictor.model.eval()
-        return run_model(self._predictor, self.validation.features, self.settings.eval_batch_size)
+        # a loss that compares the rows of a batch is one of training's batches, whatever fits in memory
+        size = None if self.spec.adds_up else self.settings.batch_size
+        return run_model(self._predictor, self.validation.features, self.settings.eval_batch_size, loss_batch_size=size)
 
     def _decoded(self, outputs: Outputs, fitted: Mapping[str, Any]) -> Predictions:
         return self._predictor.decode(outputs, self.validation.rows, self.validation.features, fitted)
@@ -361,8 +365,8 @@ class _Training:
             "versions": versions(),
         }
 
-    def _best_scores(self) -> dict[str, float]:
-        """Return the validation scores of the restored step, from the log."""
+    def _best_scores(self) -> dict[str, float | None]:
+        """Return the validation scores of the restored step, from the log; None where one is not defined."""
         lines = map(json.loads, (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
         scores = {line["step"]: line["validation"] for line in lines if "validation" in line}
         return dict(scores[self.state.best_step])
@@ -375,6 +379,11 @@ def freezing_table(freezing: Any) -> str:
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'parameters':<{width}}  {'all':>12}  {'trainable':>12}"]
     return "\n".join(lines + [f"{name:<{width}}  {size:>12,}  {trainable:>12,}" for name, size, trainable in rows])
+
+
+def described(value: float | None) -> str:
+    """Return a score as people read it."""
+    return "not defined" if value is None else f"{value:.4f}"
 
 
 def _describe(step: Step) -> str:

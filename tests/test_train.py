@@ -20,7 +20,7 @@ from finetune.recipe import EarlyStopping, load_recipe
 from finetune.runtime import Runtime
 from finetune.train import _Patience, train
 from finetune.training.checkpoints import TrainingState
-from tests.conftest import RecipeMaker
+from tests.conftest import RecipeMaker, write_jsonl
 
 CPU = Runtime("cpu", threads=1)
 
@@ -217,3 +217,19 @@ def test_other_metrics_score_the_quantized_run_again_without_quantizing(
     quantized, report = second.quantized(second.run(asked=True))
     assert list(report["drop"]) == ["accuracy", "f1-macro"]
     assert (quantized.model_folder / "model.onnx").stat().st_mtime_ns == made
+
+
+def test_a_metric_that_is_not_defined_on_validation_ends_no_training(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    rows = [{"body": f"the {word} {n}", "score": 5.0} for n, word in enumerate(["apple", "saw", "rain"] * 12)]
+    source = str(write_jsonl(tmp_path / "constant.jsonl", rows))
+    recipe = load_recipe(
+        make_recipe(
+            task={"name": "regression", "minimum": 5, "maximum": 9},
+            data={"source": source, "columns": {"text": "body"}, "checks": {"number-range": "off"}},
+        )
+    )
+    run = train(recipe, prepare(recipe, tmp_path / "data"), tmp_path / "run", runtime=Runtime("cpu", threads=1))
+    assert run.manifest["metrics"]["pearson"] is None
+    assert run.manifest["metrics"]["rmse"] < 1
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(line["validation"]["pearson"] is None for line in lines if "validation" in line)

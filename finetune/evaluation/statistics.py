@@ -47,12 +47,39 @@ def point(name: str, predictions: Predictions) -> float:
     return float(registry.metrics.get(name).build({})(predictions))
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Each metric's value, and its values over resamples of shape (resamples,), the same ones for every system."""
+
+    values: dict[str, float]
+    draws: dict[str, NDArray[Any]]
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return each metric with its interval."""
+        return {name: _interval(value, self.draws[name]) for name, value in self.values.items()}
+
+    def lead(self, other: Scores) -> dict[str, Interval]:
+        """Return how much better these are than others on the same rows; positive is better."""
+        leads = {}
+        for name, value in self.values.items():
+            sign = 1.0 if registry.metrics.get(name).attributes["higher_is_better"] else -1.0
+            draws = sign * (self.draws[name] - other.draws[name])
+            leads[name] = _interval(sign * (value - other.values[name]), draws)
+        return leads
+
+
+def score(names: Iterable[str], predictions: Predictions, seed: int, units: NDArray[Any] | None = None) -> Scores:
+    """Return each metric of predictions; `units` of shape (answers,) number the unit that each answer belongs to."""
+    names = list(names)
+    values = {name: point(name, predictions) for name in names}
+    return Scores(values, _resampled(names, predictions, seed, units))
+
+
 def bootstrap(
     names: Iterable[str], predictions: Predictions, seed: int, units: NDArray[Any] | None = None
 ) -> dict[str, Interval]:
-    """Return each metric with its interval; `units` of shape (answers,) number the unit that each belongs to."""
-    draws = _resampled(list(names), predictions, seed, units)
-    return {name: _interval(point(name, predictions), values) for name, values in draws.items()}
+    """Return each metric with its interval."""
+    return score(names, predictions, seed, units).intervals()
 
 
 def paired_bootstrap(
@@ -60,13 +87,7 @@ def paired_bootstrap(
 ) -> dict[str, Interval]:
     """Return how much worse `after` is than `before`, both judged on the same resampled units; positive is worse."""
     names = list(names)
-    draws_before, draws_after = (_resampled(names, each, seed, units) for each in (before, after))
-    drops = {}
-    for name in names:
-        sign = 1.0 if registry.metrics.get(name).attributes["higher_is_better"] else -1.0
-        value = sign * (point(name, before) - point(name, after))
-        drops[name] = _interval(value, sign * (draws_before[name] - draws_after[name]))
-    return drops
+    return score(names, before, seed, units).lead(score(names, after, seed, units))
 
 
 def interval_of_sums(

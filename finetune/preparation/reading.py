@@ -58,7 +58,8 @@ def selection_settings(recipe: Recipe, columns: Mapping[str, Column]) -> Selecti
     """Return what decides how the recipe's records become rows."""
     data = recipe.data
     spans = "spans" in data.columns
-    names = column_names(with_span_roles(columns), data.columns)
+    known = with_span_roles(columns)
+    names = column_names(known, {role: name for role, name in data.columns.items() if role in known})
     split = registry.splitters.get(data.split.name)
     needs = split.attributes.get("needs")
     extras = (*data.group_by, *(needs(data.split.options) if needs else ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -105,13 +106,21 @@ def plot_histogram(histogram: Histogram, target: Path) -> None:
     save_figure(figure, target)
 
 
+def _file_name(prefix: str, title: str, taken: Iterable[str]) -> str:
+    """Return a file name that says what the picture shows, in plain letters, and is not taken."""
+    stem = f"{prefix}-{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}"
+    names = (f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
+    known = set(taken)
+    return next(name for name in names if name not in known)
+
+
 def draw_sections(sections: Iterable[Section], folder: Path, prefix: str) -> dict[str, str]:
     """Draw the pictures among a report's sections; return their file names by title."""
-    pictures = {}
+    pictures: dict[str, str] = {}
     for section in sections:
         if isinstance(section, Table):
             continue
-        name = f"{prefix}-{re.sub('[^a-z0-9]+', '-', section.title.lower()).strip('-')}.png"
+        name = _file_name(prefix, section.title, taken=pictures.values())
         if isinstance(section, Matrix):
             plot_confusion(section.labels, section.counts, folder / name, section.title)
         elif isinstance(section, Scatter):

@@ -41,6 +41,10 @@ class Together:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def size(self, group: int) -> int:
+        """Return how many windows a group has."""
+        return 1 if self._order is None else int(self._starts[group + 1] - self._starts[group])
+
     def windows(self, groups: Sequence[int]) -> list[int]:
         """Return the windows of some groups."""
         if self._order is None:

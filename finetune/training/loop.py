@@ -162,4 +162,4 @@ def _accumulate(learner: Learner, rows: Sequence[Features], group: StepGroup) ->
     gradients = [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
     if count:
         torch._foreach_div_(gradients, count)
-    return loss_sum / max(count, 1.0), tokens
+    return (loss_sum / count if count else 0.0), tokens

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from finetune.reports.plots import MAX_LABELS_WITH_NUMBERS, plot_confusion, plot_loss_curve
+from finetune.evaluation.sections import Histogram, Scatter
+from finetune.reports.plots import MAX_LABELS_WITH_NUMBERS, draw_sections, plot_confusion, plot_loss_curve
 
 LOG: list[dict[str, Any]] = [
     *({"step": n, "epoch": 0, "loss": 2.0 / n, "learning_rate": 0.1} for n in range(1, 9)),
@@ -147,3 +148,18 @@ def test_a_matrix_of_many_labels_stays_within_bounds(tmp_path: Path) -> None:
     plot_confusion(labels, [[int(i == j) for j in range(80)] for i in range(80)], tmp_path / "c.png")
     width, height = struct.unpack(">II", chunks_of((tmp_path / "c.png").read_bytes())[0][1][:8])
     assert max(width, height) < 2500
+
+
+def test_pictures_whose_titles_differ_in_other_letters_alone_have_files_of_their_own(tmp_path: Path) -> None:
+    scatters = [Scatter(title, [0.0, 1.0], [0.0, 1.0], "x", "y") for title in ("оценка", "балл", "a b", "a-b")]
+    found = draw_sections(scatters, tmp_path, "test")
+    assert list(found) == ["оценка", "балл", "a b", "a-b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(found.values()))
+    assert len(set(found.values())) == 4
+
+
+def test_a_histogram_of_several_series_has_them_over_each_other(tmp_path: Path) -> None:
+    one = Histogram("Similarity", [0.1, 0.2, 0.2], "cosine")
+    two = Histogram("Both", {"positives": [0.9, 0.8], "random": [0.1, 0.2]}, "cosine")
+    assert list(draw_sections([one, two], tmp_path, "test").values()) == ["test-similarity.png", "test-both.png"]
+    assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())

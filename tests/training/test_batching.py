@@ -79,6 +79,7 @@ def test_windows_with_equal_keys_share_a_micro_batch_and_each_is_in_one() -> Non
     together = Together(lengths, keys)
     assert (len(together), together.lengths) == (4, [4, 8, 6, 5])
     assert [together.windows([group]) for group in range(4)] == [[0, 1], [2, 3, 4], [5], [6, 7]]
+    assert [together.size(group) for group in range(4)] == [2, 3, 1, 2]
     steps = step_groups(together.lengths, batch_size=2, accumulation=2, seed=1, epoch=0)
     batches = [together.windows(batch) for step in steps for batch in step]
     assert sorted(window for batch in batches for window in batch) == list(range(8))
