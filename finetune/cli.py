@@ -344,6 +344,8 @@ def predict(
     finetune predict outputs/quickstart/run-onnx-int8 --input new.jsonl > answers.jsonl
     cat texts.txt | finetune predict outputs/quickstart/run -
     """
+    if str(input_file) == "-":  # as most tools have it
+        dash, input_file = "-", None
     given = [dash is not None, bool(text), input_file is not None]
     if sum(given) != 1 or (dash is not None and dash != "-"):
         raise FinetuneError("predict: expected exactly one of --text, --input FILE or - (standard input)")
@@ -431,7 +433,7 @@ def run(
     if as_json:
         print_json({"stages": [stage.as_json() for stage in job.stages], **results})
     elif not quiet:
-        print_data(results["data"])
+        print_data(results["data"], last=False)
         print_run(trained)
         print_report(results["report"])
         if "quantized" in results:

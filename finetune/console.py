@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.artifacts import Run
 
 UNDEFINED = "not defined"
+UNITS = {"row": "rows", "document": "documents", "query": "queries"}
 PLAIN_EVERY_SECONDS = 10.0
 SHOWN_FINDINGS, SHOWN_STEPS = 5, 3
 
@@ -128,8 +129,8 @@ def print_preview(rows: Sequence[tuple[str, str, str]]) -> None:
     Console().print(table)
 
 
-def print_data(report: Mapping[str, Any]) -> None:
-    """Print what became of the rows, what was found, and what to do next, in a dozen lines."""
+def print_data(report: Mapping[str, Any], *, last: bool = True) -> None:
+    """Print what became of the rows, what was found, and, if nothing was done `last`, what to do next."""
     from finetune.reports.next_steps import next_steps
     from finetune.reports.wording import many
 
@@ -144,7 +145,7 @@ def print_data(report: Mapping[str, Any]) -> None:
     serious = [finding for finding in report.get("warnings", []) if finding["severity"] != "note"]
     for finding in serious[:SHOWN_FINDINGS]:
         print(f"{finding['severity']:<10} " + printable(f"{finding['check']}: {finding['message']}"[:240]))
-    steps = next_steps(report)
+    steps = next_steps(report) if last else []
     for number, step in enumerate(steps[:SHOWN_STEPS]):
         print(f"{'' if number else 'next':<10} {step}")
     more = [many(len(serious) - SHOWN_FINDINGS, "more finding")] * (len(serious) > SHOWN_FINDINGS)
@@ -168,7 +169,9 @@ def print_run(run: Run) -> None:
 def print_report(report: Mapping[str, Any]) -> None:
     """Print an evaluation: metrics beside the baselines, gains, caveats, gates."""
     systems = {"model": report["metrics"], **report["baselines"]}
-    print(f"\nscores on {report['rows']} rows of {report['split']}, with 95 % intervals")
+    intervals = report["intervals"]
+    of_units = "" if intervals["unit"] == "row" else f", over {intervals['units']} {UNITS[intervals['unit']]}"
+    print(f"\nscores on {report['rows']} rows of {report['split']}, with 95 % intervals{of_units}")
     width = max(18, *(len(name) + 1 for name in report["metrics"]))
     print(" " * width + "".join(f"{name:>24}" for name in systems))
     for name in report["metrics"]:
@@ -177,7 +180,14 @@ def print_report(report: Mapping[str, Any]) -> None:
         name = next(iter(gains))
         print(f"gain over {baseline}: {name} {_difference(gains[name])}")
     if report.get("dropped"):
-        print("not scored: " + ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()))
+        places = report.get("dropped_lines", {})
+        left = sum(report["dropped"].values())
+        listed = ", ".join(
+            f"{reason} {count}{_first_line(places.get(reason))}" for reason, count in report["dropped"].items()
+        )
+        print(f"not scored: {left} of {left + report['rows']} rows: {listed}")
+    if report.get("unknown_labels"):
+        print(printable(f"labels that the model does not know: {', '.join(report['unknown_labels'][:20])}"))
     if report.get("seen_in_training"):
         print(f"warning: {report['seen_in_training']} of these rows have a text that the model was trained on")
     print_gates(report)
@@ -185,7 +195,9 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 def print_quantized(report: Mapping[str, Any]) -> None:
     """Print a before/after report."""
-    print(f"\n{report['backend']}: {report['rows']} rows of {report['split']}, before and after")
+    print(
+        f"\n{report['backend']}: {report['rows']} rows of {report['split']}, before and after (a drop is for the worse)"
+    )
     for name, drop in report["drop"].items():
         before, after = (_number(report[when][name]["value"]) for when in ("before", "after"))
         print(f"{name:<18} {before} -> {after}   drop {_difference(drop, digits=4)}")
@@ -197,6 +209,10 @@ def print_quantized(report: Mapping[str, Any]) -> None:
     print_gates(report)
 
 
+def _first_line(lines: Sequence[int] | None) -> str:
+    return f" (first in line {lines[0]})" if lines else ""
+
+
 def print_gates(report: Mapping[str, Any]) -> None:
     """Print each gate and whether it holds."""
     for gate in report["gates"]:
@@ -206,7 +222,8 @@ def print_gates(report: Mapping[str, Any]) -> None:
 def _interval(value: Mapping[str, float | None]) -> str:
     if value["value"] is None:
         return UNDEFINED
-    return f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
+    joined = " to " if value["low"] is not None and value["low"] < 0 else "-"
+    return f"{value['value']:.3f} ({value['low']:.3f}{joined}{value['high']:.3f})"
 
 
 def _difference(value: Mapping[str, float | None], digits: int = 3) -> str:

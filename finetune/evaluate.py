@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WORST_EXAMPLES = 20
+LINES_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class ScoredRows:
     truncated: dict[str, Any]
     dropped: dict[str, int] = field(default_factory=dict)
     files: Sequence[str] | None = None
+    dropped_lines: dict[str, list[int]] = field(default_factory=dict)
+    unknown_labels: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -115,6 +118,8 @@ def evaluate(
         "worst": worst_examples(predictions, scored, spec),
         "truncated": scored.truncated,
         "dropped": scored.dropped,
+        "dropped_lines": scored.dropped_lines or None,
+        "unknown_labels": scored.unknown_labels or None,
         "seen_in_training": _seen_in_training(data, scored, spec) if data else None,
         "run_fingerprint": run.fingerprint,
         "fingerprint": fingerprint(report_inputs(run, recipe, names, split, source, has_data=data is not None)),
@@ -191,12 +196,16 @@ def _rows_of_split(data: PreparedData | None, run: Run, name: str) -> ScoredRows
 def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) -> ScoredRows:
     """Prepare new rows as the run's own were; only their columns may be called otherwise."""
     task, role = predictor.task, predictor.spec.label_role
-    used = used_columns(task.columns, run.recipe.data.columns)
     known = with_span_roles(task.columns)
     names = column_names(known, {role: name for role, name in recipe.data.columns.items() if role in known})
+    records = read(source, run.recipe.data.form)
+    there = {name for record in records for name in record.values}
+    mapped = used_columns(task.columns, run.recipe.data.columns)
+    # what nothing is learned from (the topic of an embedding) judges new rows only where they have it
+    asked = {role for role, column in task.columns.items() if column.required} | {role, *predictor.spec.text_roles}
+    used = {name: column for name, column in mapped.items() if name in asked or names[name] in there}
     settings = selection_settings(run.recipe, used)
     settings = replace(settings, names={role: names[role] for role in settings.names}, extras=(), groups=())
-    records = read(source, run.recipe.data.form)
     check_columns(records, needed_columns(settings), str(source))
     values, reasons = Selector(settings).values(records)
     unknowns: dict[str, int] = {}
@@ -208,6 +217,10 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
                 unknowns.setdefault(unknown[0], records[index].line)
     kept = [index for index, reason in enumerate(reasons) if not reason]
     dropped = dict(Counter(reason for reason in reasons if reason).most_common())
+    places = {
+        reason: [record.line for record, why in zip(records, reasons, strict=True) if why == reason][:LINES_NAMED]
+        for reason in dropped
+    }
     if not kept:
         raise FinetuneError(
             f"{source}: none of its rows can be scored ({list_reasons(dropped)}{_first(unknowns)}); expected "
@@ -224,7 +237,16 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
             f"accepts (model.overflow: error): line {list_lines(truncated['lines'])}. Shorten or remove them."
         )
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return ScoredRows(report_name("", source), lines, rows, feature_table(encoded.features), truncated, dropped)
+    return ScoredRows(
+        report_name("", source),
+        lines,
+        rows,
+        feature_table(encoded.features),
+        truncated,
+        dropped,
+        dropped_lines=places,
+        unknown_labels=sorted(unknowns),
+    )
 
 
 def truncation(lines: Sequence[int], lost: Sequence[int]) -> dict[str, Any]:

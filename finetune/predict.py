@@ -124,6 +124,7 @@ class Answering:
         encoded = predictor.encode({role: [question.values[role] for question in asked] for role in self._readers})
         rows = [question.values for question in asked]
         predictions = predictor.predict(rows, feature_table(encoded.features), recipe.train.eval_batch_size)
+        assert len(predictions) == len(asked), "every question has one answer"
         describe = predictor.spec.describe
         return [
             self._with_loss(describe(predictions, index, rows[index]), int(cut))
@@ -148,6 +149,8 @@ def _reader(role: str, column: Column, clean: Pipeline) -> Callable[[Any], tuple
 
     def read_one(value: Any) -> tuple[dict[str, Any], str]:
         found, reason = read(value, clean)
-        return {role: found}, reason and f"{reason}_{role}"
+        changed = isinstance(value, str) and found not in (value, [value])
+        # places in a cleaned text mean nothing to who gave another
+        return {role: found, **({f"given_{role}": value} if changed else {})}, reason and f"{reason}_{role}"
 
     return read_one

@@ -91,6 +91,7 @@ def prepare(
         if limits.overflow == "error":
             _refuse_long_rows(tokens, limits)
         report = {**rows.report, "name": recipe.name, **tokens_report(recipe, tokens, limits)}
+        report["windows"] = spec.windows and "text_pair" not in recipe.data.columns
         report["trains"] = not recipe.tokenizer
         if limit := _model_limit(recipe, model_folder, tokenizer):
             report["tokens"]["model_limit"] = limit

@@ -113,7 +113,7 @@ class Selector:
         self._readers: dict[str, Callable[[Any], tuple[Any, str]]] = {
             "label": self._label,
             "labels": self._labels,
-            "texts": lambda value: read_texts(value, self._clean),
+            "texts": lambda value: read_texts(value, self._clean, least=0),
         }
 
     def __call__(self, work: SelectorWork) -> Selected:
@@ -325,15 +325,21 @@ class Selector:
         if JOINED in schema.names:
             role = next(role for role in self.settings.text_roles if self.settings.columns[role].kind == "tokens")
             columns[JOINED] = [" ".join(tokens) for tokens in chosen[role]]
-        keys = text_keys(
-            [
-                columns[JOINED] if self.settings.columns[role].kind == "tokens" else chosen[role]
-                for role in self.settings.text_roles
-            ]
-        )
+        keys = text_keys(self._compared(columns))
         columns |= {KEY_HIGH: keys[:, 0], KEY_LOW: keys[:, 1]}
         arrays = [pa.array(columns[column.name], column.type) for column in schema]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    def _compared(self, columns: Mapping[str, Any]) -> list[list[str]]:
+        """Return what duplicates are told by: the texts of each role; several texts in a list in any order."""
+        lists = [role for role, column in self.settings.columns.items() if column.kind == "texts"]
+        return [
+            *(
+                columns[JOINED if self.settings.columns[role].kind == "tokens" else role]
+                for role in self.settings.text_roles
+            ),
+            *(["\0".join(sorted(texts)) for texts in columns[role]] for role in lists),
+        ]
 
 
 def _number_within(column: Column, value: Any) -> tuple[float | None, str]:

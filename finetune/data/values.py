@@ -23,14 +23,19 @@ def read_text(value: Any, clean: Pipeline) -> tuple[str, str]:
     return (text, reason) if text.strip() or reason else ("", "nothing_left_after_cleaning")
 
 
-def read_texts(value: Any, clean: Pipeline) -> tuple[list[str], str]:
-    """Return several cleaned texts, or the reason why one of them cannot be used; one text may stand for a list."""
+def read_texts(value: Any, clean: Pipeline, *, least: int = 1) -> tuple[list[str], str]:
+    """Return several cleaned texts, or the reason why one of them cannot be used; one text may stand for a list.
+
+    A list of fewer than `least` is missing: where texts are asked about, none is no question.
+    """
     if value is None:
         return [], "missing"
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
         return [], "wrong_type_of"
+    if len(value) < least:
+        return [], "missing"
     texts = []
     for item in value:
         text, reason = read_text(item, clean)

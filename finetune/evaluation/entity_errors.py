@@ -28,13 +28,11 @@ def pairs(true: Sequence[Entity], said: Sequence[Entity]) -> list[Pair]:
     """Return each true entity beside the predicted one that it is held against; None stands for no partner.
 
     Entities of the same words are partners; of the others, those that share words, the most first, each once (the
-    errors of Chinchor and Sundheim, 1993, MUC-5, as in SemEval-2013 task 9: Segura-Bedmar et al., 2013).
+    errors of Chinchor and Sundheim, 1993, MUC-5, as in SemEval-2013 task 9: Segura-Bedmar et al., 2013). Both lists
+    are in the order of the words, and no two entities of a list share any.
     """
     candidates = sorted(
-        (not _same_words(one, other), -_shared(one, other), one, other)
-        for one in true
-        for other in said
-        if _shared(one, other) > 0
+        (not _same_words(one, other), -_shared(one, other), one, other) for one, other in _overlapping(true, said)
     )
     partner: dict[Entity, Entity] = {}
     taken: set[Entity] = set()
@@ -43,6 +41,19 @@ def pairs(true: Sequence[Entity], said: Sequence[Entity]) -> list[Pair]:
             partner[one] = other
             taken.add(other)
     return [*((one, partner.get(one)) for one in true), *((None, other) for other in said if other not in taken)]
+
+
+def _overlapping(true: Sequence[Entity], said: Sequence[Entity]) -> Iterator[tuple[Entity, Entity]]:
+    """Yield the entities that share words, in one walk along both lists."""
+    one = other = 0
+    while one < len(true) and other < len(said):
+        if _shared(true[one], said[other]) > 0:
+            yield true[one], said[other]
+        # what ends first can share nothing with what follows
+        if true[one].end <= said[other].end:
+            one += 1
+        else:
+            other += 1
 
 
 def kind_of(pair: Pair) -> str:

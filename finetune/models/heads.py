@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,15 @@ OUTSIDE = "O"  # the tag that every tagger has: knowing it alone is no reason to
 class Head:
     """What a task needs on top of the encoder: one output a text, one a token, the ends of a span, or nothing.
 
-    It has an output for each label, or, where those have no names, a number of outputs.
+    It has an output for each label, or, where those have no names, a number of outputs. `prior` is the probability
+    that a new output begins with where it is made a sigmoid of; without one it begins as the family draws it.
     """
 
     kind: Kind
     labels: tuple[str, ...] = ()
     outputs: int = 0
     problem: str | None = None
+    prior: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,15 @@ def apply_plan(
     `new` are the parameters that the checkpoint did not bring, `mismatched` those of them that it has in another
     shape. A row of the layer is an output's weights and its bias.
     """
+    changed = _rearrange(model, head, plan, new, mismatched)
+    if head.prior is not None:
+        _begin_with(model, head.prior, len(head.labels), plan, new)
+    return changed
+
+
+def _rearrange(
+    model: Any, head: Head, plan: HeadPlan, new: frozenset[str], mismatched: frozenset[str]
+) -> tuple[frozenset[str], list[str]]:
     if not plan.rows:
         return frozenset(), []
     name = output_layer(model, plan.outputs)
@@ -115,6 +127,19 @@ def apply_plan(
     layer = {f"{name}.{parameter}" for parameter, _ in model.get_submodule(name).named_parameters()}
     had_one = brought or f"{name}.weight" in mismatched
     return frozenset(layer if brought and None in plan.rows else ()), [plan.notice] if had_one else []
+
+
+def _begin_with(model: Any, prior: float, outputs: int, plan: HeadPlan, new: frozenset[str]) -> None:
+    """Give the new outputs, and only these, the bias of a probability; a layer without biases stays as it is."""
+    import torch
+
+    name = output_layer(model, outputs)
+    bias = None if name is None else model.get_submodule(name).bias
+    if bias is None:
+        return
+    fresh = range(outputs) if f"{name}.weight" in new else [at for at, row in enumerate(plan.rows) if row is None]
+    with torch.no_grad():
+        bias[list(fresh)] = math.log(prior / (1 - prior))
 
 
 def output_layer(model: Any, outputs: int) -> str | None:

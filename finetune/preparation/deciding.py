@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 5
 MOST_PAIRS_LISTED = 10_000
+LISTS = {"labels", "tags", "answers"}
 MISSING_REASONS = ("missing", "blank")
 
 
@@ -70,6 +71,8 @@ class Deciding:
         self.leak_count, self.near_repeats = 0, 0
         self.near_listed: list[dict[str, Any]] = []
         self.kind = columns[spec.label_role].kind if spec.label_role else ""
+        answers = (role for role, column in columns.items() if column.kind == "answers")
+        self.taught = spec.label_role or next(answers, "")  # what rows of the same text may differ in
 
     def decide(self) -> Decided:
         """Do it all, in the order in which one thing depends on another."""
@@ -133,10 +136,10 @@ class Deciding:
         exact = clusters_of(self.left.keys())
         inside = exact if given is None else _within(exact, given)
         repeated = repeats(inside)
-        conflicting = find_conflicts(inside, self._target_codes()) if self.kind else repeated & False
+        conflicting = find_conflicts(inside, self._target_codes()) if self.taught else repeated & False
         repeated &= ~conflicting
         if self.data.conflicts == "error":  # wherever the rows are
-            self._found_conflicts(find_conflicts(exact, self._target_codes()) if self.kind else conflicting, exact)
+            self._found_conflicts(find_conflicts(exact, self._target_codes()) if self.taught else conflicting, exact)
         if self.data.duplicates in {"error", "report"}:
             self._found_repeats(repeats(exact) & ~conflicting, exact)
         if self.data.conflicts == "drop":
@@ -319,13 +322,15 @@ class Deciding:
         """Return a number for what each row is to teach: the same for equal labels, or numbers equal in all columns."""
         import numpy as np
 
-        assert self.spec.label_role
+        assert self.taught
         if self.kind == "number":
             numbers = [role for role, column in self.columns.items() if column.kind == "number"]
             codes = np.stack([codes_of(self.left.rows.column(role))[0] for role in numbers], axis=1)
             return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
-        column = self.left.rows.column(self.spec.label_role)
-        return codes_of(_joined(column) if self.kind in {"labels", "tags"} else column)[0]
+        column = self.left.rows.column(self.taught)
+        if self.columns[self.taught].kind == "answers":
+            column = _as_texts(column)
+        return codes_of(_joined(column) if self.columns[self.taught].kind in LISTS else column)[0]
 
     def _found_repeats(self, repeated: NDArray[np.bool_], clusters: NDArray[np.int64]) -> None:
         import numpy as np
@@ -350,7 +355,7 @@ class Deciding:
         shown = [self.left.pair(*group) for group in groups]
         lines = "; ".join("lines " + " and ".join(map(str, pair["lines"])) for pair in shown)
         stand = "1 text stands" if len(texts) == 1 else f"{len(texts)} texts stand"
-        targets = "numbers" if self.kind == "number" else "labels"
+        targets = {"number": "numbers", "answers": "answers"}.get(self.columns[self.taught].kind, "labels")
         message = f"{stand} under different {targets}: {lines}. Mend the data, or set data.conflicts: drop."
         self.problems.append(Finding("conflicting-labels", "error", len(texts), message, shown))
 
@@ -399,6 +404,23 @@ def splits_wanted(data: DataSection) -> int:
         return len(data.sources)
     options = data.split.options
     return len(SPLITS) if options.get("folds") else sum(bool(options.get(name, True)) for name in SPLITS)
+
+
+def _as_texts(answers: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return lists of answers as lists of texts: each answer's place and words."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    chunks = []
+    for chunk in answers.chunks:
+        each = pc.list_flatten(chunk)
+        places = pc.cast(pc.struct_field(each, "start"), pa.string())
+        texts = pc.binary_join_element_wise(places, pc.struct_field(each, "text"), "\x1e")
+        lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), texts))
+    return pa.chunked_array(chunks, pa.list_(pa.string()))
 
 
 def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -252,6 +252,9 @@ class Making:
             for role, column in self.columns.items()
             if column.kind in {"text", "tokens"}
         ]
+        texts += [  # as the rows' own keys have them
+            ["\0".join(sorted(values[role]))] for role, column in self.columns.items() if column.kind == "texts"
+        ]
         key = text_keys(texts)[0, 0]
         place = int(np.searchsorted(self.known, key))
         if int(key) in self._made or (place < len(self.known) and self.known[place] == key):

@@ -99,8 +99,15 @@ def _caveats(report: Mapping[str, Any]) -> list[str]:
         cut = report["truncated"]
         lines.append(f"- {cut['rows']} rows were cut to the model's length and lost {cut['tokens_lost']} tokens.")
     if report.get("dropped"):
-        reasons = ", ".join(f"{escape(reason)} {count}" for reason, count in report["dropped"].items())
+        places = report.get("dropped_lines", {})
+        reasons = ", ".join(
+            f"{escape(reason)} {count}{_first_lines(places.get(reason), count)}"
+            for reason, count in report["dropped"].items()
+        )
         lines.append(f"- Rows that could not be scored: {reasons}.")
+    if report.get("unknown_labels"):
+        listed = ", ".join(escape(label, limit=60) for label in report["unknown_labels"][:20])
+        lines.append(f"- Labels that the model does not know: {listed}.")
     if report["split"] == "validation":
         lines.append(
             "- The best step, and the baselines' settings, were chosen on this split: its scores are flattered."
@@ -111,6 +118,14 @@ def _caveats(report: Mapping[str, Any]) -> list[str]:
             "the score is flattered."
         )
     return ["## Read this with the numbers", "\n".join(lines)] if lines else []
+
+
+def _first_lines(lines: Sequence[int] | None, count: int) -> str:
+    """Return the lines of rows behind their count: ` (lines 3, 8 and more)`."""
+    if not lines:
+        return ""
+    more = " and more" if count > len(lines) else ""
+    return f" (line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))}{more})"
 
 
 def gates_table(gates: Sequence[Mapping[str, Any]]) -> str:

@@ -11,6 +11,11 @@ SEVERITIES = ("error", "warning", "note")
 
 # What to do about an error or a warning of a check; a check that is not here has said it in its message
 ADVICE = {
+    "conflicting-answers": "Put all answers of a question into one row, or set `data.conflicts: keep`.",
+    "nothing-to-answer": "See whether `data.columns.answers` names the right column.",
+    "faulty-targets": "Mend the rows that the check names: `dropped.jsonl` has them all, with line and reason.",
+    "queries-without-positive": "Give each query a text that is relevant, or remove it.",
+    "rows-without-negative": "Give each query texts that do not answer it: without them nothing can be ranked.",
     "missing-labels": "Give the rows without a label one.",
     "unknown-labels": "Correct the unknown labels, map them with `data.label_map`, or add them to `data.labels`.",
     "rare-labels": "Add rows for the rare labels, merge labels with `data.label_map`, or, where each row has one "
@@ -58,7 +63,8 @@ def next_steps(report: Mapping[str, Any]) -> list[str]:
     """
     findings = [finding for finding in by_severity(report.get("warnings", [])) if finding["severity"] != "note"]
     answered = [finding["check"] for finding in findings]
-    answered += [check for reason, check in ADVISED_REASONS.items() if report.get("dropped", {}).get(reason)]
+    reasons = {} if "conflicting-answers" in answered else ADVISED_REASONS
+    answered += [check for reason, check in reasons.items() if report.get("dropped", {}).get(reason)]
     steps = [*_leaks(report), *(ADVICE[check] for check in dict.fromkeys(answered) if check in ADVICE)]
     if other := sum(check not in ADVICE and check not in COUNTED for check in answered):
         steps.append("Do what the message of the other finding says." if other == 1 else
@@ -113,18 +119,17 @@ def _lengths(report: Mapping[str, Any]) -> Iterator[str]:
     longest = longest_row(tokens)
     target = f" to {longest:,} (enough for the longest row)" if longest else ""
     limit = tokens.get("model_limit")
+    windows = report.get("windows", True)
+    taken = f"cutting takes {many(tokens.get('tokens_lost', 0), 'token')} from {many(tokens['rows_cut'], 'row')}."
     if limit and tokens.get("max_length") == limit:
-        yield (
-            f"Set `model.overflow: window`: the model reads at most {limit:,} tokens, and cutting takes "
-            f"{many(tokens.get('tokens_lost', 0), 'token')} from {many(tokens['rows_cut'], 'row')}."
-        )
+        advice = "Set `model.overflow: window`" if windows else "Shorten the longest texts, or take another model"
+        yield f"{advice}: the model reads at most {limit:,} tokens, and {taken}"
         return
     if limit and longest > limit:
         target = f" to at most {limit:,}, which is what the model reads"
-    yield (
-        f"Raise `model.max_length`{target} if the model can read as much, or set `model.overflow: window`: "
-        f"cutting takes {many(tokens.get('tokens_lost', 0), 'token')} from {many(tokens['rows_cut'], 'row')}."
-    )
+    elif not limit:
+        target += " if the model can read as much"
+    yield f"Raise `model.max_length`{target}{', or set `model.overflow: window`' * windows}: {taken}"
 
 
 def longest_row(tokens: Mapping[str, Any]) -> int:

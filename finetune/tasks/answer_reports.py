@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.values import without_surrogates
 from finetune.evaluation.answer_scores import answer_words
 from finetune.evaluation.metrics.answers import exact_matches, of_some, overlaps, shares
 from finetune.evaluation.sections import Section, Table
@@ -20,19 +23,63 @@ NONE = "no answer"
 CHARACTERS_AROUND = 50
 QUESTION_WORDS = ("who", "what", "which", "when", "where", "why", "how many", "how", "other")
 OTHER_FORMS = {"whom": "who", "whose": "who"}
+_WORD = re.compile(r"\w+|[^\w\s]")
 _ASKING = re.compile(r"\b(who|whom|whose|what|which|when|where|why|how)\b(?:\s+(many|much)\b)?")
 LENGTHS = ("1 word", "2 words", "3 to 5 words", "6 words or more", NONE)
 
 
-def describe(predictions: AnswerPredictions, answer: int, row: Row) -> dict[str, Any]:  # noqa: ARG001
-    """Return the answer, where it stands in the cleaned context, and its probability; for no answer the best span."""
-    span = {
-        "answer": str(predictions.texts[answer]),
-        "start": int(predictions.starts[answer]),
-        "end": int(predictions.ends[answer]),
-        "probability": round(float(predictions.probabilities[answer]), 6),
-    }
+def describe(predictions: AnswerPredictions, answer: int, row: Row) -> dict[str, Any]:
+    """Return the answer, where it stands in the context, and its probability; for no answer the best span.
+
+    Where cleaners changed the context, `row` has it as it was given too (`given_context`): then the places are there,
+    and the answer is what stands at them.
+    """
+    text, start, end = str(predictions.texts[answer]), int(predictions.starts[answer]), int(predictions.ends[answer])
+    given = row.get("given_context")
+    if given is not None:
+        start, end = place_in_given(start, end, row["context"], given)
+        text = without_surrogates(given[start:end]) or text
+    probability = round(float(predictions.probabilities[answer]), 6)
+    span = {"answer": text, "start": start, "end": end, "probability": probability}
     return span if predictions.answered[answer] else {"answer": None, "best_span": span}
+
+
+def place_in_given(start: int, end: int, cleaned: str, given: str) -> tuple[int, int]:
+    """Return where a span of a cleaned context stands in the context as it was given, in characters.
+
+    Words and marks that both have, capitals and forms of letters aside, are matched in their order. What a cleaner put
+    in the place of something stands where that stood, all of it; what it added stands nowhere, and has an empty span.
+    """
+    ours, theirs = (list(_WORD.finditer(text)) for text in (cleaned, given))
+    touched = [number for number, word in enumerate(ours) if word.start() < end and word.end() > start]
+    if not touched:
+        return 0, 0
+    blocks = SequenceMatcher(None, _keys(ours), _keys(theirs), autojunk=False).get_opcodes()
+    (first, _), (_, last) = (_counterparts(number, blocks) for number in (touched[0], touched[-1]))
+    if first > last:
+        place = theirs[last].end() if last >= 0 else 0
+        return place, place
+    before, after = start - ours[touched[0]].start(), ours[touched[-1]].end() - end
+    # part of a word is part of its counterpart if both are equally long
+    before = before if _alike(ours[touched[0]], theirs[first]) else 0
+    after = after if _alike(ours[touched[-1]], theirs[last]) else 0
+    return theirs[first].start() + max(before, 0), theirs[last].end() - max(after, 0)
+
+
+def _keys(words: Sequence[re.Match[str]]) -> list[str]:
+    return [unicodedata.normalize("NFKC", word.group()).casefold() for word in words]
+
+
+def _counterparts(number: int, blocks: Sequence[tuple[str, int, int, int, int]]) -> tuple[int, int]:
+    """Return the first and the last word of the given text that stand for a word of the cleaned one."""
+    _, low, high, first, behind = next(block for block in blocks if block[1] <= number < block[2])
+    if high - low == behind - first:
+        return first + number - low, first + number - low
+    return first, behind - 1
+
+
+def _alike(one: re.Match[str], other: re.Match[str]) -> bool:
+    return len(one.group()) == len(other.group())
 
 
 def difficulty(predictions: AnswerPredictions) -> NDArray[Any]:

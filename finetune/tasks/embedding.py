@@ -1,14 +1,15 @@
 """Embedding: a vector for each text, so that texts that belong together are near each other (a bi-encoder).
 
 Rows, by the option `rows`: `pairs`: `anchor`, `positive`; `triplets`: `anchor`, `positive`, `negative`; `scored`:
-`text`, `text_pair`, `score`. Anchors may have a `topic`, from which nothing is learned: it judges their clusters. Each
-text is read by itself, cut at `model.max_length` (every cut counted); its vector is the mean over its tokens, or that
-of the first, and of length 1 with `normalize` (Reimers & Gurevych 2019). Training, by the option `loss`:
-`in-batch-negatives` (for pairs and triplets; wrong answers are the positives and negatives of the other rows of the
-batch, unless they are the same text, so that it refuses accumulation), `triplet-margin`, and for scores, which become
-0 to 1 between `minimum` and `maximum`, `cosine` (squared error) or `cosent`. Metrics: how early the positive comes
-among all positives and negatives of the split (recall@k, MRR) and which triplets are in order; silhouette and
-adjusted Rand index of the topics, scikit-learn's; of scored pairs scipy's correlations of cosine and score.
+`text`, `text_pair`, `score`. Anchors may have a `topic`, from which nothing is learned: it judges their clusters; rows
+with the same anchor share a split, and intervals are over anchors. Each text is read by itself, cut at
+`model.max_length` (every cut counted); its vector is the mean over its tokens, or that of the first, and of length 1
+with `normalize` (Reimers & Gurevych 2019). Training, by the option `loss`: `in-batch-negatives` (for pairs and
+triplets; wrong answers are the positives and negatives of the other rows of the batch, unless they are the same text,
+so that it refuses accumulation), `triplet-margin`, and for scores, which become 0 to 1 between `minimum` and `maximum`,
+`cosine` (squared error) or `cosent`. Metrics: how early the positive comes among all positives and negatives of the
+split (recall@k, MRR) and which triplets are in order; silhouette and adjusted Rand index of the topics, scikit-learn's;
+of scored pairs scipy's correlations of cosine and score.
 
 Why not by sentence-transformers: its losses are a few lines each, to which tests hold ours, and its trainer would be
 a second loop with steps, checkpoints and reports of its own. It opens the model's folder of a run.
@@ -63,7 +64,6 @@ LOSSES: dict[Rows, tuple[Loss, ...]] = {  # the first is what one gets without a
     "scored": ("cosine", "cosent"),
 }
 KINDS: dict[Rows, str] = {"pairs": "retrieval", "triplets": "triplets", "scored": "similarity"}
-WIDTHS = ("hidden_size", "d_model", "dim")  # what architectures call the width of their vectors
 RETRIEVAL = ("recall@1", "retrieval-mrr", "recall@5", "recall@10")
 METRICS: dict[Rows, tuple[str, ...]] = {
     "pairs": RETRIEVAL,
@@ -74,23 +74,43 @@ METRICS: dict[Rows, tuple[str, ...]] = {
 
 def declare(options: Mapping[str, Any]) -> TaskSpec:
     """Return the declaration for rows and loss as the options have them."""
-    task = Embedding(**options)
+    rows: Rows = options.get("rows", "pairs")
+    scored = rows == "scored"
     return TaskSpec(
-        kind=KINDS[task._rows],
-        metrics=METRICS[task._rows],
+        kind=KINDS[rows],
+        metrics=METRICS[rows],
         baselines=("tfidf-cosine", "pretrained"),
-        text_roles=PARTS[task._rows],
-        label_role="score" if task._rows == "scored" else None,
+        text_roles=PARTS[rows],
+        label_role="score" if scored else None,
         question={"text": Column("text")},
         describe=describe,
-        **REPORTS[KINDS[task._rows]],
+        **REPORTS[KINDS[rows]],
+        unit="row" if scored else "query",
+        unit_role=None if scored else "anchor",
         together="row",
-        adds_up=task._loss not in {"in-batch-negatives", "cosent"},
+        adds_up=_loss_of(options) not in {"in-batch-negatives", "cosent"},
         windows=False,
     )
 
 
-@tasks.register("embedding", spec=declare)
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a loss that is for other rows, or an empty range of scores."""
+    rows, loss = options["rows"], _loss_of(options)
+    if loss not in LOSSES[rows]:
+        fitting = [name for name, losses in LOSSES.items() if loss in losses]
+        raise ValueError(
+            f"loss: expected {' or '.join(LOSSES[rows])} for rows: {rows}, found {loss}, which is for rows: "
+            f"{' or '.join(fitting)}"
+        )
+    if (low := options["minimum"]) >= (high := options["maximum"]):
+        raise ValueError(f"minimum: expected less than the maximum ({high:g}), found {low:g}")
+
+
+def _loss_of(options: Mapping[str, Any]) -> Loss:
+    return options.get("loss") or LOSSES[options.get("rows", "pairs")][0]
+
+
+@tasks.register("embedding", spec=declare, check=check_options)
 class Embedding:
     """A vector for each text."""
 
@@ -107,21 +127,12 @@ class Embedding:
         minimum: float = 0.0,
         maximum: float = 1.0,
     ) -> None:
-        """Take rows of that form; raise FinetuneError if they are not what the loss is for.
+        """Take rows of that form, for a loss that `check_options` found to be for them.
 
         `scale` is of in-batch negatives and CoSENT, `symmetric` of in-batch negatives, `margin` (a difference of
         cosines) of the triplet loss, and `minimum` and `maximum` are the range of the scores.
         """
-        self._loss: Loss = loss or LOSSES[rows][0]
-        if self._loss not in LOSSES[rows]:
-            fitting = [name for name, losses in LOSSES.items() if self._loss in losses]
-            raise FinetuneError(
-                f"task.loss: expected {' or '.join(LOSSES[rows])} for rows: {rows}, found {self._loss}, which is for "
-                f"rows: {' or '.join(fitting)}"
-            )
-        if minimum >= maximum:
-            raise FinetuneError(f"task.minimum: expected less than task.maximum ({maximum:g}), found {minimum:g}")
-        self._rows: Rows = rows
+        self._rows, self._loss = rows, _loss_of({"rows": rows, "loss": loss})
         self._pooling, self._normalize = pooling, normalize
         self._scale, self._symmetric, self._margin = scale, symmetric, margin
         self._minimum, self._maximum = minimum, maximum
@@ -196,11 +207,9 @@ class Embedding:
         if self._loss == "triplet-margin":
             return triplet_losses(vectors, margin=self._margin)
         scores = batch.targets["scores"][::parts]
-        return (
-            cosine_errors(vectors, scores)
-            if self._loss == "cosine"
-            else cosent_losses(vectors, scores, scale=self._scale)
-        )
+        if self._loss == "cosine":
+            return cosine_errors(vectors, scores)
+        return cosent_losses(vectors, scores, scale=self._scale)
 
     def decode(
         self,
@@ -241,7 +250,10 @@ class Embedding:
 
     def save_extras(self, folder: Path, max_length: int) -> None:
         """Write what sentence-transformers reads beside the model: how long a text may be, and how it is pooled."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        from transformers import AutoConfig
+
+        # what an architecture calls its width (n_embd, d_model, emb_dim), transformers knows by this name too
+        width = AutoConfig.from_pretrained(folder, local_files_only=True).hidden_size
         steps = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] * self._normalize)]
         pooling = {"mean": "mean_tokens", "cls": "cls_token"}[self._pooling]
         files: dict[str, Any] = {
@@ -250,7 +262,7 @@ class Embedding:
                 for place, (path, kind) in enumerate(steps)
             ],
             "1_Pooling/config.json": {
-                "word_embedding_dimension": next(config[name] for name in WIDTHS if name in config),
+                "word_embedding_dimension": width,
                 **{f"pooling_mode_{name}": name == pooling for name in ("cls_token", "mean_tokens", "max_tokens")},
             },
             "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},

@@ -80,10 +80,11 @@ def retrieval_details(predictions: RetrievalPredictions, seed: int) -> dict[str,
     from finetune.evaluation.metrics.similarities import found_within
 
     places, count = predictions.places, len(predictions.corpus.texts)
+    anchors = predictions.corpus.anchors[predictions.rows]
     by_cutoff = [
         {
             "k": cutoff,
-            "recall": _mean(found_within(str(cutoff), predictions), seed),
+            "recall": _mean(found_within(str(cutoff), predictions), anchors, seed),
             "by_chance": cutoff / count,
         }
         for cutoff in CUTOFFS
@@ -97,6 +98,7 @@ def retrieval_details(predictions: RetrievalPredictions, seed: int) -> dict[str,
     chosen = _sample(len(predictions), seed)
     cosines = {name: values[chosen][~np.isnan(values[chosen])].tolist() for name, values in series.items()}
     return {
+        "anchors": len(np.unique(anchors)),
         "candidates": count,
         "median_rank": float(np.median(places.ranks)),
         "recall_by_cutoff": by_cutoff,
@@ -111,26 +113,30 @@ def _by_topic(predictions: RetrievalPredictions, seed: int) -> dict[str, Any]:
 
     if predictions.clustering is None:
         return {}
-    topics = predictions.clustering.topics[predictions.rows]
+    topics, anchors = (held[predictions.rows] for held in (predictions.clustering.topics, predictions.corpus.anchors))
     measures = {"silhouette": silhouettes(predictions), "mrr": reciprocal_ranks(predictions)}
     found = {
         str(name): {
             "rows": int((topics == number).sum()),
-            **{measure: _mean(values[topics == number], seed) for measure, values in measures.items()},
+            **{
+                measure: _mean(values[topics == number], anchors[topics == number], seed)
+                for measure, values in measures.items()
+            },
         }
         for number, name in enumerate(predictions.clustering.names)
     }
     return {"by_topic": found}
 
 
-def _mean(values: NDArray[Any], seed: int) -> dict[str, float | None]:
-    """Return a mean over rows with its interval."""
+def _mean(values: NDArray[Any], anchors: NDArray[Any], seed: int) -> dict[str, float | None]:
+    """Return a mean over rows with its interval, which is over their anchors, given by numbers."""
     import numpy as np
 
     from finetune.evaluation.statistics import interval_of_sums
 
+    units = np.unique(anchors, return_inverse=True)[1]
     statistics = np.stack([np.ones(len(values)), values], axis=1)
-    return interval_of_sums(statistics, lambda sums: sums[..., 1] / sums[..., 0], seed).as_json()
+    return interval_of_sums(statistics, lambda sums: sums[..., 1] / sums[..., 0], seed, units).as_json()
 
 
 def _sample(count: int, seed: int) -> NDArray[Any]:
@@ -146,7 +152,7 @@ def retrieval_sections(report: Mapping[str, Any]) -> list[Section]:
     """Return the table of recall by cutoff, that of the topics, and the picture of the cosines."""
     rows = [[str(line["k"]), line["recall"], line["by_chance"]] for line in report["recall_by_cutoff"]]
     note = (
-        f"{report['rows']} anchors, each asked for its own positive among the {report['candidates']} candidates of "
+        f"{_asked(report)}, each asked for its own positive among the {report['candidates']} candidates of "
         f"this split; the median rank is {report['median_rank']:g}. Intervals are over anchors, for these candidates: "
         "among more of them every recall would be lower."
     )
@@ -157,6 +163,11 @@ def retrieval_sections(report: Mapping[str, Any]) -> list[Section]:
         found.append(Table("By topic", ["topic", "rows", "silhouette", "MRR"], lines, meaning))
     pictured = _of(len(report["similarities"]["positive"]), report["rows"])
     return [*found, Histogram("How near anchors are", report["similarities"], "cosine with the anchor", pictured)]
+
+
+def _asked(report: Mapping[str, Any]) -> str:
+    rows, anchors = report["rows"], report.get("anchors", report["rows"])
+    return f"{rows} anchors" if rows == anchors else f"{rows} rows with {anchors} different anchors"
 
 
 def _of(shown: int, rows: int) -> str:

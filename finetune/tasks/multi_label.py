@@ -4,8 +4,8 @@ Rows: `text` (or `text`, `text_pair`) and `labels`: a list, empty where no label
 `data.label_separator` parts. The model reads one text, or a pair (cut at `model.max_length`, every cut counted; or in
 windows, whose probabilities are averaged), and gives one score per label, the labels in alphabetical order or in that
 of `data.labels`. The sigmoid of a score is the label's probability; training minimizes binary cross-entropy, the mean
-over all decisions (rows × labels), as transformers does for `multi_label_classification`. A new head begins with a
-probability of 0.1 for every label.
+over all decisions (rows × labels), as transformers does for `multi_label_classification`. What is new of the head
+begins with a probability of 0.1 for its labels.
 
 A row has the labels whose probability reaches their threshold. Option `threshold`:
 
@@ -193,19 +193,12 @@ class MultiLabel:
         self._threshold = threshold
 
     def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
-        """Load an encoder (or decoder) under a classification head; a new one begins with rare labels."""
-        import math
-
-        from torch.nn.init import constant_
-
+        """Load an encoder (or decoder) under a classification head, in which new labels begin as rare ones."""
         from finetune.models.heads import Head
         from finetune.models.loading import load_model
 
-        loaded = load_model(folder, Head("sequence", tuple(labels), problem="multi_label_classification"), settings)
-        for name, parameter in loaded.model.named_parameters():
-            if name in loaded.new_parameters and parameter.shape == (len(labels),):
-                constant_(parameter, math.log(PRIOR / (1 - PRIOR)))
-        return loaded
+        head = Head("sequence", tuple(labels), problem="multi_label_classification", prior=PRIOR)
+        return load_model(folder, head, settings)
 
     def encode(self, rows: Mapping[str, Sequence[Any]], encoder: Encoder, labels: Sequence[str]) -> Encoded:
         """Return token ids and, where the rows have labels, a 0 or 1 for each label there is."""

@@ -151,7 +151,7 @@ class Ranking:
         judged = bool(pairs) and pairs[0][2] is not None
         by_query = judged and "text" in rows[0]
         groups = _numbered([query for query, _, _ in pairs]) if by_query else features.row_ids
-        return RankingPredictions.grouped(
+        said = RankingPredictions.grouped(
             queries=[query for query, _, _ in pairs],
             texts=[text for _, text, _ in pairs],
             scores=np.array([values[0] for values in outputs]),
@@ -159,6 +159,8 @@ class Ranking:
             rows=features.row_ids,
             groups=groups,
         )
+        assert judged or len(said) == len(rows), "a row that is asked about has an answer of its own"
+        return said
 
 
 def listwise(scores: torch.Tensor, relevance: torch.Tensor, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

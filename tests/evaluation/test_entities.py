@@ -181,6 +181,34 @@ def test_entities_are_held_against_those_that_share_most_words(true: Any, said: 
     assert [kind_of(pair) for pair in found] == kinds
 
 
+def pairs_of_all(true: Sequence[Entity], said: Sequence[Entity]) -> list[Any]:
+    """Hold every entity against every other, as the definition says."""
+
+    def shared(one: Entity, other: Entity) -> int:
+        return min(one.end, other.end) - max(one.start, other.start)
+
+    candidates = sorted(
+        (one[:2] != other[:2], -shared(one, other), one, other)
+        for one in true
+        for other in said
+        if shared(one, other) > 0
+    )
+    partner: dict[Entity, Entity] = {}
+    for _, _, one, other in candidates:
+        if one not in partner and other not in partner.values():
+            partner[one] = other
+    alone = [(None, other) for other in said if other not in partner.values()]
+    return [*((one, partner.get(one)) for one in true), *alone]
+
+
+@settings(deadline=None, max_examples=200)
+@given(SENTENCES)
+def test_partners_are_those_found_by_holding_every_entity_against_every_other(sentences: Any) -> None:
+    for true_tags, said_tags in sentences:
+        true, said = strict(true_tags), strict(said_tags)
+        assert pairs(true, said) == pairs_of_all(true, said)
+
+
 @settings(deadline=None, max_examples=80)
 @given(SENTENCES)
 def test_every_entity_is_in_one_pair_and_the_matrix_has_the_counts_of_the_metrics(sentences: Any) -> None:

@@ -116,7 +116,10 @@ def test_rankings_agree_on_many_small_random_tables_with_ties() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", ["nothing-true", "one-label", "all-tied", "random-60x7-0.2-1", "random-5x12-0.3-2"])
+@pytest.mark.parametrize(
+    "case",
+    ["nothing-true", "everything-true-and-said", "one-label", "one-row", "a-label-on-all-rows", "all-tied", *RANDOM],
+)
 def test_resamples_are_scored_as_if_scikit_learn_scored_each(name: str, case: str) -> None:
     predictions = CASES[case]
     entry = registry.metrics.get(name)
@@ -126,10 +129,17 @@ def test_resamples_are_scored_as_if_scikit_learn_scored_each(name: str, case: st
         fast = entry.attributes["from_label_counts"](predictions.label_counts(weights.astype(float)))
     elif "from_rows" in entry.attributes:
         fast = weights @ entry.attributes["from_rows"](predictions) / len(predictions)
+    elif "from_weights" in entry.attributes:
+        fast = entry.attributes["from_weights"](predictions)(weights.astype(float))
     else:
         fast = np.array([point(name, resample) for resample in resamples])
     expected = [scikit_learn_says(name, resample) for resample in resamples]
     assert fast == pytest.approx(np.array(expected), abs=1e-9, nan_ok=True)
+
+
+def test_no_metric_of_label_sets_is_called_for_each_resample() -> None:
+    fast = {"from_label_counts", "from_rows", "from_weights"}
+    assert all(fast & registry.metrics.get(name).attributes.keys() for name in NAMES)
 
 
 def test_intervals_hold_their_values_and_an_undefined_area_has_none() -> None:

@@ -87,3 +87,9 @@ def test_statistics_are_of_all_candidates_each_once_and_of_no_query() -> None:
 
 def test_words_are_compared_without_case_and_punctuation() -> None:
     assert words("Isn't it GREEN, or 5.50?") == ["isn", "t", "it", "green", "or", "5", "50"]
+
+
+@pytest.mark.parametrize("baseline", [bm25, tfidf_ranking])
+def test_texts_without_any_word_all_score_nothing(baseline: Any) -> None:
+    signs = [{**row, "text": "!?"} for row in ROWS]
+    assert baseline(given(train=signs, rows=signs)).scores.tolist() == [0.0, 0.0, 0.0]

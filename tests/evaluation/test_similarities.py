@@ -96,6 +96,16 @@ def test_equally_near_candidates_count_by_the_mean_over_their_orders() -> None:
     assert point("retrieval-mrr", found) == pytest.approx(np.mean([1 / rank for rank in range(1, 7)]), abs=EXACT)
 
 
+def test_what_differs_in_the_last_bit_is_equally_near() -> None:
+    """Products of many rows are summed in an order that depends on their place."""
+    rows = pair_rows(4)
+    anchors = np.tile(np.array([[1.0, 0.0]], dtype=np.float32), (4, 1))
+    candidates = np.array([[0.5, 0.0], [0.5, 0.0], [0.5, 0.0], [0.4999, 0.0]], dtype=np.float32)
+    candidates[1, 0] = np.nextafter(candidates[1, 0], np.float32(1))
+    found = RetrievalPredictions.of(anchors, candidates, Corpus.of(rows), ())
+    assert found.places.ranks.tolist() == [2.0, 2.0, 2.0, 4.0]
+
+
 def test_what_is_also_right_is_no_wrong_answer() -> None:
     rows = [
         {"anchor": "a", "positive": "p"},
@@ -278,3 +288,11 @@ def test_the_pretrained_baseline_is_what_the_model_said_before() -> None:
     like, before = predict(rows), predict(rows, seed=9)
     asked = BaselineInput(rows, rows, rows, (), ("anchor", "positive"), None, like, lambda: before)
     assert baselines.get("pretrained").build({})(asked) is before
+
+
+def test_the_baseline_of_words_finds_nothing_where_training_has_no_word() -> None:
+    train = [{"text": "!", "text_pair": "…", "score": 1.0}]
+    rows = [{"text": "a dog", "text_pair": "a dog", "score": 1.0}, {"text": "?", "text_pair": "?", "score": 0.0}]
+    like = SimilarityPredictions(np.ones((2, 1)), np.array([[1.0], [0.0]]))
+    found = baselines.get("tfidf-cosine").build({})(given(train, rows, like))
+    assert found.values.tolist() == [[0.0], [0.0]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.models.heads import Head
+from finetune.models.heads import Head, output_layer
 from finetune.models.loading import LoadedModel, ModelSettings, load_model
 from tests.models.world import example, save
 
@@ -116,6 +116,26 @@ def test_a_new_row_is_drawn_from_the_seed(family: str, tmp_path: Path) -> None:
         drawn.append(logits(load(tmp_path, "bad", "good", "fair").model))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0][:, 2], drawn[2][:, 2])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
+def test_new_outputs_begin_with_their_prior_and_those_kept_with_their_own_bias(family: str, tmp_path: Path) -> None:
+    save(family, tmp_path / "trained", ["bad", "good"])
+    before = load(tmp_path / "trained", "bad", "good").model
+    after = load(tmp_path / "trained", "good", "fair", "bad", "awful", prior=0.1).model
+    bias, old = (model.get_submodule(output_layer(model, count)).bias for model, count in ((after, 4), (before, 2)))
+    assert bias[[0, 2]].tolist() == old[[1, 0]].tolist()
+    assert bias[[1, 3]].sigmoid().tolist() == pytest.approx([0.1, 0.1])
+    turned = load(tmp_path / "trained", "good", "bad", prior=0.1).model
+    assert turned.get_submodule(output_layer(turned, 2)).bias.tolist() == old[[1, 0]].tolist()
+
+
+def test_a_prior_is_for_the_last_layer_and_not_for_another_that_is_as_wide(tmp_path: Path) -> None:
+    labels = [f"label {number}" for number in range(16)]  # as many as the hidden layer is wide
+    save("roberta", tmp_path)
+    model = load(tmp_path, *labels, prior=0.1).model
+    assert model.classifier.out_proj.bias.sigmoid().tolist() == pytest.approx([0.1] * 16)
+    assert model.classifier.dense.bias.tolist() == [0.0] * 16
 
 
 @pytest.mark.parametrize(

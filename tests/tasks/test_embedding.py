@@ -11,15 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from finetune.artifacts import FeatureTable, feature_table
 from finetune.data.tokenization import Encoded, Encoder, Limits
 from finetune.errors import FinetuneError
-from finetune.evaluation.predictions.similarities import EmbeddingPredictions, RetrievalPredictions
+from finetune.evaluation.predictions.similarities import (
+    Corpus,
+    EmbeddingPredictions,
+    RetrievalPredictions,
+    unit_vectors,
+)
 from finetune.evaluation.statistics import point
 from finetune.models.loading import ModelSettings, load_tokenizer
+from finetune.registry import tasks
 from finetune.tasks import Batch, open_task
 from finetune.tasks.contrastive import also_right, cosent_losses, cosine_errors, in_batch_losses, triplet_losses
+from finetune.tasks.embedding_reports import retrieval_details, retrieval_sections
 from tests.conftest import FILLER, LABEL_WORDS, build_tiny_model
 
 PAIRS = [
@@ -247,6 +255,24 @@ def test_the_folder_says_how_texts_are_pooled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPT2Config(n_embd=24, n_head=2),
+        transformers.XLMConfig(emb_dim=24, n_heads=2),
+        transformers.DistilBertConfig(dim=24, n_heads=2),
+        transformers.BartConfig(d_model=24),
+        transformers.AlbertConfig(hidden_size=24, embedding_size=8),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_the_folder_says_how_wide_vectors_are_whatever_the_architecture_calls_it(config: Any, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    open_task("embedding", {})[0].save_extras(tmp_path, 64)  # type: ignore[attr-defined]
+    pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 24
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (
@@ -254,12 +280,49 @@ def test_the_folder_says_how_texts_are_pooled(tmp_path: Path) -> None:
             "expected in-batch-negatives for rows: pairs, found cosent, which is for",
         ),
         ({"rows": "scored", "loss": "in-batch-negatives"}, "expected cosine or cosent for rows: scored"),
-        ({"rows": "scored", "minimum": 5.0}, "expected less than task.maximum"),
+        ({"rows": "scored", "minimum": 5.0}, r"minimum: expected less than the maximum \(1\), found 5"),
     ],
 )
 def test_a_loss_for_other_rows_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(FinetuneError, match=message):
-        open_task("embedding", options)
+    entry = tasks.get("embedding")
+    with pytest.raises(ValueError, match=message):
+        entry.attributes["check"](entry.options.model_validate(options).model_dump())
+
+
+@pytest.mark.parametrize("rows", ["pairs", "triplets", "scored"])
+def test_the_first_loss_for_the_rows_fits_them(rows: str) -> None:
+    entry = tasks.get("embedding")
+    entry.attributes["check"](entry.options.model_validate({"rows": rows}).model_dump())
+
+
+def test_answers_to_pairs_and_triplets_hang_together_by_anchor() -> None:
+    specs = [open_task("embedding", {"rows": rows})[1] for rows in ("pairs", "triplets", "scored")]
+    assert [(spec.unit, spec.unit_role) for spec in specs] == [("query", "anchor")] * 2 + [("row", None)]
+
+
+def test_intervals_of_details_are_over_anchors() -> None:
+    """Each row twice says nothing more of its anchor: intervals stay as wide as they were."""
+    rows = [{"anchor": f"anchor {number}", "positive": f"positive {number}"} for number in range(20)]
+    generator = np.random.default_rng(0)
+    anchors, candidates = (unit_vectors(generator.normal(size=(20, 4))) for _ in range(2))
+    topics = ["a", "b"] * 10
+    once = RetrievalPredictions.of(anchors, candidates, Corpus.of(rows), topics)
+    twice = once.take(np.tile(np.arange(20), 2))
+    for one, two in zip(
+        retrieval_details(once, 0)["recall_by_cutoff"], retrieval_details(twice, 0)["recall_by_cutoff"], strict=True
+    ):
+        assert two["recall"] == pytest.approx(one["recall"])
+    assert retrieval_details(twice, 0)["anchors"] == 20
+    mrr = [retrieval_details(found, 0)["by_topic"]["a"]["mrr"] for found in (once, twice)]
+    assert mrr[1] == pytest.approx(mrr[0])
+
+
+def test_the_report_says_when_rows_share_their_anchors() -> None:
+    rows = [{"anchor": f"anchor {number % 3}", "positive": f"positive {number}"} for number in range(6)]
+    vectors = unit_vectors(np.random.default_rng(0).normal(size=(6, 4)))
+    found = RetrievalPredictions.of(vectors, vectors, Corpus.of(rows), [])
+    table = retrieval_sections({"rows": 6, **retrieval_details(found, 0)})[0]
+    assert table.note.startswith("6 rows with 3 different anchors, each asked")
 
 
 def test_only_losses_of_single_rows_add_up_over_batches() -> None:

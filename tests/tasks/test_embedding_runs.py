@@ -141,3 +141,34 @@ def test_what_does_not_fit_the_rows_is_refused_before_anything_is_read(
     path = recipe_for(kind, make_recipe, write_jsonl(tmp_path / "raw.jsonl", raw_rows()), **sections)
     with pytest.raises(FinetuneError, match=message):
         load_recipe(path)
+
+
+def test_a_wrong_loss_is_told_beside_the_other_mistakes(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    path = recipe_for("pairs", make_recipe, write_jsonl(tmp_path / "raw.jsonl", raw_rows()))
+    text = json.loads(path.read_text())
+    text["task"]["loss"] = "cosine"
+    text["train"]["epochs"] = -1
+    path.write_text(json.dumps(text))
+    with pytest.raises(FinetuneError, match="(?s)expected in-batch-negatives for rows: pairs.*epochs"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_rows_of_one_anchor_share_a_split_and_an_interval(kind: str, make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    rows = [{**row, "anchor": raw_rows()[number // 3]["anchor"]} for number, row in enumerate(raw_rows())]
+    recipe = load_recipe(recipe_for(kind, make_recipe, write_jsonl(tmp_path / "raw.jsonl", rows)))
+    data = prepare(recipe, tmp_path / "data")
+    anchors = [{row["anchor"] for row in data.split(name).rows} for name in ("train", "validation", "test")]
+    assert sum(map(len, anchors)) == len(set.union(*anchors)) == 15
+    report = evaluate(train(recipe, data, tmp_path / "run"))
+    assert report["intervals"]["units"] == report["anchors"] == len(anchors[2])
+    assert report["rows"] == 3 * len(anchors[2])
+
+
+def test_a_positive_of_training_that_is_asked_for_again_is_noted(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    rows = [{**row, "positive": f"the answer {number % 3}"} for number, row in enumerate(raw_rows())]
+    recipe = load_recipe(recipe_for("pairs", make_recipe, write_jsonl(tmp_path / "raw.jsonl", rows)))
+    data = prepare(recipe, tmp_path / "data")
+    (found,) = [finding for finding in data.report["warnings"] if finding["check"] == "shared-positives"]
+    assert found["severity"] == "note"
+    assert found["count"] == sum(len(data.split(name)) for name in ("validation", "test"))

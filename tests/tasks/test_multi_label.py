@@ -119,6 +119,17 @@ def test_a_new_head_begins_with_rare_labels_and_a_trained_one_stays_as_it_is(tin
     assert again.model.classifier.bias.tolist() == pytest.approx([0.7] * 3)
 
 
+def test_labels_that_a_checkpoint_knows_keep_their_biases_among_new_ones(tiny_model: Path, tmp_path: Path) -> None:
+    task, _ = open_task("multi-label", {})
+    trained = task.build_model(tiny_model, LABELS[:2], ModelSettings())
+    with torch.no_grad():
+        trained.model.classifier.bias.copy_(torch.tensor([1.0, 2.0]))
+    trained.model.save_pretrained(tmp_path)
+    load_tokenizer(tiny_model).save_pretrained(tmp_path)
+    again = task.build_model(tmp_path, [LABELS[2], *LABELS[:2]], ModelSettings())
+    assert again.model.classifier.bias.tolist() == pytest.approx([-2.1972246, 1.0, 2.0])
+
+
 def test_the_loss_is_that_of_transformers_in_single_precision() -> None:
     task, _ = open_task("multi-label", {})
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).bfloat16()

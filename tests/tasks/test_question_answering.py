@@ -27,8 +27,9 @@ from finetune.pipeline import Job
 from finetune.predict import Answering
 from finetune.runtime import Runtime
 from finetune.tasks import Task, open_task
+from finetune.tasks.answer_reports import place_in_given
 from finetune.tasks.question_answering import QuestionAnswering, best_span
-from tests.preparation.world import World
+from tests.preparation.world import World, findings, reasons
 from tests.tasks.question_world import pair_model, question_rows
 
 WINDOWS = {"max_length": 24, "overflow": "window", "stride": 6}
@@ -164,6 +165,64 @@ def test_answers_are_learned_where_cleaning_has_put_them(world: World) -> None:
         assert [window["answer_span"] for window in clean.split(name).features] == [
             window["answer_span"] for window in again.split(name).features
         ]
+
+
+def test_a_question_with_several_answers_in_several_rows_is_a_conflict_and_no_repeat(world: World) -> None:
+    rows = question_rows(60)
+    words = rows[3]["context"].split()
+    other = {**rows[3], "answers": words[0]}
+    given = [*rows, other, rows[5]]
+    dropped_ones = world.prepare(given, task="question-answering", folder="drop")
+    assert reasons(dropped_ones) == [(4, "conflicting_labels"), (61, "conflicting_labels"), (62, "duplicate")]
+    (finding,) = findings(dropped_ones.report, "conflicting-answers")
+    assert (finding["severity"], finding["count"]) == ("warning", 2)
+    assert "(line 4, 61)" in finding["message"]
+    kept = world.prepare(given, task="question-answering", folder="keep", data={"conflicts": "keep"})
+    assert reasons(kept) == [(62, "duplicate")]
+    with pytest.raises(FinetuneError, match=r"1 text stands under different answers: lines 4 and 61"):
+        world.prepare(given, task="question-answering", folder="error", data={"conflicts": "error"})
+
+
+def test_training_rows_without_a_single_answer_are_an_error(world: World) -> None:
+    rows = [{**row, "answers": None} for row in question_rows(40)]
+    with pytest.raises(FinetuneError, match=r"nothing-to-answer: None of \d+ training rows has an answer"):
+        world.prepare(rows, task="question-answering")
+    one_in_six = world.prepare(question_rows(60, unanswerable=2), task="question-answering", folder="some")
+    assert not findings(one_in_six.report, "nothing-to-answer")
+
+
+def test_answers_are_given_with_their_places_in_the_context_that_was_asked_about(world: World) -> None:
+    recipe = world.recipe(question_rows(40), task="question-answering", data={"clean": ["whitespace"]})
+    run = Job(recipe, world.folder / "out", Runtime(threads=1)).run()
+    context = "  the   apple saw \t and   the old   hammer  "
+    asked = {"question": "my saw", "context": context}
+    plain = {**asked, "context": " ".join(context.split())}
+    dirty, clean = Answering(run, Runtime(threads=1)).records([Record(1, asked), Record(2, plain)])
+    found, same = (answer.get("best_span") or answer for answer in (dirty, clean))
+    assert context[found["start"] : found["end"]] == found["answer"] != ""
+    assert plain["context"][same["start"] : same["end"]] == same["answer"] == " ".join(found["answer"].split())
+
+
+@pytest.mark.parametrize(
+    ("cleaned", "span", "given", "expected"),
+    [
+        ("an old saw", "old saw", "an  old   saw", "old   saw"),
+        ("the saw, the saw", "saw", "The  SAW , the  saw", "SAW"),
+        ("in the house", "ous", "in  the house", "ous"),
+        ("write to EMAIL now", "EMAIL", "write to a.b@c.org now", "a.b@c.org"),
+        ("costs 5 euro today", "5 euro", "costs <b>\uff15</b> euro today", "\uff15</b> euro"),
+        ("fi ne", "fi", "ﬁ ne", "ﬁ"),
+        ("begin EXTRA end", "EXTRA", "begin end", ""),
+        ("EXTRA end", "EXTRA", "end", ""),
+        ("end EXTRA", "EXTRA", "end", ""),
+    ],
+)
+def test_a_span_of_the_cleaned_context_is_found_in_the_one_given(
+    cleaned: str, span: str, given: str, expected: str
+) -> None:
+    start = cleaned.index(span)
+    first, last = place_in_given(start, start + len(span), cleaned, given)
+    assert given[first:last] == expected
 
 
 # -- the loss

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from finetune.artifacts import FeatureTable, PreparedData, Run, feature_table
+from finetune.data.rows import Record
 from finetune.data.tokenization import Encoded, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate
@@ -20,7 +21,7 @@ from finetune.evaluation.predictions.rankings import RankingPredictions
 from finetune.models.freezing import apply_freezing
 from finetune.models.loading import ModelSettings, load_tokenizer
 from finetune.predict import Answering
-from finetune.prepare import prepare
+from finetune.prepare import check, prepare
 from finetune.progress import Silent
 from finetune.recipe import load_recipe
 from finetune.runtime import Runtime
@@ -374,6 +375,65 @@ def test_a_query_without_a_relevant_text_is_an_error_with_its_line(tmp_path: Pat
     path = write_recipe(tmp_path, tiny_model, rows)
     with pytest.raises(FinetuneError, match=rf"1 query has no text with a relevance above 0.*line {len(rows) - 1}\)"):
         prepare(load_recipe(path), tmp_path / "data")
+
+
+def checked(folder: Path, base: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    report = check(load_recipe(write_recipe(folder, base, rows, task={"rows": "positives"})))
+    findings = {finding["check"]: finding for finding in report["warnings"]}
+    return {**report, "findings": findings}
+
+
+def test_rows_of_which_none_has_a_negative_are_an_error(tmp_path: Path, tiny_model: Path) -> None:
+    found = checked(tmp_path, tiny_model, [{**row, "negatives": []} for row in lists(20)])["findings"]
+    assert (found["rows-without-negative"]["severity"], found["rows-without-negative"]["count"]) == ("error", 20)
+    assert "no row has a negative (line 1, 2, 3 and 17 more)" in found["rows-without-negative"]["message"]
+
+
+def test_single_rows_without_a_negative_are_counted_with_their_lines(tmp_path: Path, tiny_model: Path) -> None:
+    rows = lists(20)
+    rows[4]["negatives"] = []
+    rows[7]["negatives"] = [rows[7]["positive"].upper()]
+    found = checked(tmp_path, tiny_model, rows)["findings"]
+    without, equal = found["rows-without-negative"], found["negatives-equal-positive"]
+    assert (without["severity"], without["count"]) == (equal["severity"], 2) == ("warning", 2)
+    assert "(line 5, 8)" in without["message"]
+    assert (equal["count"], equal["examples"][0]["line"]) == (1, 8)
+
+
+def test_lists_in_order_are_not_spoken_of(tmp_path: Path, tiny_model: Path) -> None:
+    found = checked(tmp_path, tiny_model, lists(20))["findings"]
+    assert {"rows-without-negative", "negatives-equal-positive"} & found.keys() == set()
+
+
+def test_triplets_whose_negative_is_their_positive_are_found(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"anchor": row["query"], "positive": row["positive"], "negative": row["negatives"][0]} for row in lists(20)]
+    rows[2]["negative"] = rows[2]["positive"]
+    path = write_recipe(tmp_path, tiny_model, rows)
+    recipe = json.loads(path.read_text())
+    path.write_text(json.dumps({**recipe, "task": {"name": "embedding", "rows": "triplets"}}))
+    findings = {finding["check"]: finding for finding in check(load_recipe(path))["warnings"]}
+    assert "1 row has its positive among the negatives (line 3)" in findings["negatives-equal-positive"]["message"]
+    assert "rows-without-negative" not in findings
+
+
+def test_other_negatives_make_another_row_and_their_order_does_not(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{**row, "negatives": ["a saw", "two drills"]} for row in lists(20)]
+    more = [{**row, "negatives": ["two drills", "a hammer"]} for row in rows]
+    again = [{**row, "negatives": ["two  Drills", "a saw"]} for row in rows[:3]]
+    report = checked(tmp_path, tiny_model, [*rows, *more, *again])
+    assert (report["rows_kept"], report["dropped"]) == (40, {"duplicate": 3})
+
+
+def test_a_question_about_no_text_is_told_so_and_leaves_the_others_theirs(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{**row, "negatives": row["negatives"] if number else []} for number, row in enumerate(lists(30))]
+    path = write_recipe(tmp_path, tiny_model, rows, task={"rows": "positives"})
+    _, run = trained(tmp_path, path)
+    asked = [["red pear"], [], ["old saw", "new plum"], []]
+    answering = Answering(run, Runtime(device="cpu", threads=1))
+    answers = list(answering.records(Record(1, {"query": "my old", "texts": texts}) for texts in asked))
+    assert [answer.get("error") for answer in answers] == [None, "missing_texts", None, "missing_texts"]
+    assert {item["text"] for item in answers[0]["ranking"]} == {"red pear"}
+    assert {item["text"] for item in answers[2]["ranking"]} == {"old saw", "new plum"}
 
 
 def test_a_negative_relevance_is_an_error_with_its_line(tmp_path: Path, tiny_model: Path) -> None:

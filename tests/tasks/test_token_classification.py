@@ -379,7 +379,32 @@ def test_the_baseline_says_of_each_word_what_it_mostly_was(tmp_path: Path) -> No
     ]
     rows = [{"tokens": ["PLUM", "red", "plum", "new", "plum"]}]
     nothing = TagPredictions(("fruit", "tool"), (["O"] * 5,), (["O"] * 5,), (np.ones(5),))
-    given: Any = SimpleNamespace(train=train, rows=rows, like=nothing)
+    given: Any = SimpleNamespace(train=train, rows=rows, labels=("fruit", "tool"), like=nothing)
     said = word_tags(given)
     assert said.predicted == (["B-fruit", "B-fruit", "I-fruit", "O", "B-fruit"],)
     assert said.targets == (["O"] * 5,)
+
+
+def test_the_baseline_says_nothing_of_a_type_that_the_run_does_not_know() -> None:
+    from types import SimpleNamespace
+
+    from finetune.evaluation.baselines.tags import word_tags
+
+    train = [{"tokens": ["plum", "oslo", "Oslo", "saw"], "tags": ["B-fruit", "B-place", "I-place", "B-tool"]}]
+    rows = [{"tokens": ["oslo", "plum", "OSLO"]}]
+    nothing = TagPredictions(("fruit", "tool"), (["O"] * 3,), (["O"] * 3,), (np.ones(3),))
+    given: Any = SimpleNamespace(train=train, rows=rows, labels=("fruit", "tool"), like=nothing)
+    said = word_tags(given)
+    assert said.predicted == (["O", "B-fruit", "O"],)
+    assert said.strict_counts.predicted.tolist() == [[1.0, 0.0]]
+
+
+def test_rows_without_the_types_that_a_recipe_leaves_out_can_be_judged(tmp_path: Path, still_model: Path) -> None:
+    world = World(tmp_path, still_model)
+    data = {"labels": ["fruit"], "checks": {"unknown-labels": "warning"}}
+    recipe = world.recipe(tagged(60, longest=9, simple=True), task="token-classification", data=data)
+    run = Job(recipe, tmp_path / "out", Runtime(threads=1)).run()
+    tool = LABEL_WORDS["tool"]
+    rows = [{"tokens": [tool[0], "and", LABEL_WORDS["fruit"][0]], "tags": ["O", "O", "B-fruit"]}] * 3
+    report = evaluate(run, source=Path(world.write(rows, "new.jsonl")))
+    assert report["baselines"]["word-tags"]["entity-f1"]["value"] == 1.0

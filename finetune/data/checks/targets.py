@@ -14,7 +14,21 @@ MEANINGS = {
     "out_of_range_": "outside of the range that the task declares",
     "answer_not_in_context": "an answer that does not stand in its context at its place",
     "tokens_and_": "not one tag for each word",
+    "invalid_spans": "spans that are none",
+    "span_out_of_text": "a span that ends behind its text",
+    "empty_span": "a span without a character",
+    "overlapping_spans": "spans that overlap",
+    "not_a_number_in_": "a value that is no number",
 }
+# a few rows of which say nothing about the others; a wrong scale or wrong places do
+LIKELY_SINGLE = (
+    "tokens_and_",
+    "invalid_spans",
+    "span_out_of_text",
+    "empty_span",
+    "overlapping_spans",
+    "not_a_number_in_",
+)
 
 
 @checks.register("faulty-targets", severity="error")
@@ -32,8 +46,7 @@ def faulty_targets(rows: CheckInput) -> list[Outcome]:
         subject = f"{amount(count, 'row has', 'rows have')} {f'a {role} ' if role else ''}{meaning}{_range(column)}"
         shown = f" (first: {lines})" if lines else ""
         message = f"{subject}{shown}; {'it is' if count == 1 else 'they are'} dropped ({reason})."
-        # words and tags that differ in number say nothing about the other rows; a wrong scale or wrong places do
-        severity: Severity | None = "warning" if reason.startswith("tokens_and_") else None
+        severity: Severity | None = "warning" if reason.startswith(LIKELY_SINGLE) else None
         outcomes.append(Outcome(count, message, examples, severity))
     return outcomes
 

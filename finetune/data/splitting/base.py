@@ -71,7 +71,12 @@ def find_clusters(rows: SplitInput, least: int, wanted: str) -> Clusters:
     _, first, of, sizes = np.unique(rows.clusters, return_index=True, return_inverse=True, return_counts=True)
     assert (first[1:] > first[:-1]).all(), "clusters are numbered by their first rows"
     if len(sizes) < least:
-        together = "" if len(sizes) == len(of) else f" ({len(of)} rows, of which some may not be separated)"
+        together = (
+            ""
+            if len(sizes) == len(of)
+            else f" ({len(of)} rows, of which some may not be separated: equal texts, near-duplicates and groups stay "
+            "together; see data.near_duplicates and data.group_by)"
+        )
         raise FinetuneError(
             f"data.split: expected at least {least} rows that may stand in different splits for {wanted}, "
             f"found {len(sizes)}{together}. Add rows, or ask for fewer splits or folds."

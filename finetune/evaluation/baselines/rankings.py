@@ -39,7 +39,10 @@ def tfidf_ranking(given: BaselineInput) -> RankingPredictions:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     like = cast("RankingPredictions", given.like)
-    vectorizer = TfidfVectorizer(analyzer=words, sublinear_tf=True).fit(known_texts(given, like))
+    known = known_texts(given, like)
+    if not any(map(words, known)):  # nothing but signs: no vector has a length
+        return like.saying(np.zeros(len(like.texts)))
+    vectorizer = TfidfVectorizer(analyzer=words, sublinear_tf=True).fit(known)
     asked = vectorizer.transform(np.repeat(like.queries, np.diff(like.offsets)))
     products = asked.multiply(vectorizer.transform(like.texts))
     return like.saying(np.asarray(products.sum(axis=1), dtype=np.float64).ravel())
@@ -56,7 +59,7 @@ class Bm25:
         """Count in how many of the texts (lists of words) each word is, and how long they are."""
         self._k1, self._b, self._texts = k1, b, len(texts)
         self._found_in = Counter(word for text in texts for word in set(text))
-        self._mean_length = sum(map(len, texts)) / max(len(texts), 1)
+        self._mean_length = sum(map(len, texts)) / max(len(texts), 1) or 1.0  # without any word: nothing matches
 
     def score(self, query: Iterable[str], text: Sequence[str]) -> float:
         """Return how well a text matches a query, both lists of words; a word that the query repeats counts again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 def word_tags(given: BaselineInput) -> TagPredictions:
     """Give each word the tag that it has most often in training: as it is written, or else in any capitals, or else O.
 
-    An I- that continues nothing starts an entity, so that no entity is lost to the strict reading of the tags.
+    Words of a type that the run does not know count as O, as they do for the model. An I- that continues nothing
+    starts an entity, so that no entity is lost to the strict reading of the tags.
     """
     import numpy as np
 
-    as_written = _most_frequent(_tagged_words(given.train))
-    in_small = _most_frequent((word.lower(), tag) for word, tag in _tagged_words(given.train))
+    tagged = list(_tagged_words(given.train, given.labels))
+    as_written = _most_frequent(tagged)
+    in_small = _most_frequent((word.lower(), tag) for word, tag in tagged)
     said = []
     for row in given.rows:
         tags = [as_written.get(word) or in_small.get(word.lower(), OUTSIDE) for word in row["tokens"]]
@@ -33,9 +35,11 @@ def word_tags(given: BaselineInput) -> TagPredictions:
     return replace(cast("TagPredictions", given.like), predicted=tuple(said), scores=scores)
 
 
-def _tagged_words(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+def _tagged_words(rows: Iterable[Mapping[str, Any]], types: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Yield the words with their tags; a tag of another type is O."""
     for row in rows:
-        yield from zip(row["tokens"], row["tags"], strict=True)
+        for word, tag in zip(row["tokens"], row["tags"], strict=True):
+            yield word, tag if tag[2:] in types else OUTSIDE
 
 
 def _most_frequent(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

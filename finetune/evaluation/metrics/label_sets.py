@@ -5,6 +5,7 @@ Precision, recall and F1 with their averages stand in `labels`: they are the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from finetune.registry import metrics
@@ -98,7 +99,85 @@ def label_ranking_average_precision(predictions: LabelSetPredictions) -> float:
     return float(row_ranking_precisions(predictions).mean())
 
 
-@metrics.register("average-precision-macro", of=("labels",), higher_is_better=True)
+def _in_steps(targets: NDArray[Any], scores: NDArray[Any]) -> tuple[Any, Any]:
+    """Return how rows, and rows with a label, add up to steps from the highest score down; both of shape (rows,).
+
+    Both are sparse, of shape (steps, rows). A step holds the rows of one score, or of several in a row without the
+    label: to a curve that changes at rows with the label these are one.
+    """
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    order = np.argsort(-scores, kind="stable")
+    value = np.concatenate([[0], np.cumsum(np.diff(scores[order]) != 0)])
+    with_label = np.bincount(value, weights=targets[order]) > 0
+    begins = with_label | np.concatenate([[True], with_label[:-1]])
+    step = np.cumsum(begins)[value] - 1
+    shape = (int(begins.sum()), len(scores))
+    chosen = targets[order] == 1
+    every = csr_array((np.ones(len(order)), (step, order)), shape=shape)
+    return every, csr_array((np.ones(chosen.sum()), (step[chosen], order[chosen])), shape=shape)
+
+
+def _over_labels(
+    predictions: LabelSetPredictions, score: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return the mean score over labels as a function of how often each row is drawn, shape (resamples, rows).
+
+    `score` takes how many rows, and how many with the label, are drawn in each step from the highest probability down,
+    of shape (steps, resamples). Rows are sorted once, for all resamples.
+    """
+    import numpy as np
+
+    steps = [_in_steps(*column) for column in zip(predictions.targets.T, predictions.probabilities.T, strict=True)]
+
+    def scores(weights: NDArray[Any]) -> NDArray[Any]:
+        drawn = np.ascontiguousarray(weights.T, dtype=np.float64)
+        return np.mean([score(every @ drawn, positive @ drawn) for every, positive in steps], axis=0)  # type: ignore[no-any-return]
+
+    return scores
+
+
+def precision_areas(every: NDArray[Any], positive: NDArray[Any]) -> NDArray[Any]:
+    """Return the area under precision and recall of each resample, 0 without a positive; both (steps, resamples)."""
+    import numpy as np
+
+    said, hits = every.cumsum(axis=0), positive.cumsum(axis=0)
+    precisions = np.divide(hits, said, out=np.zeros_like(said), where=said > 0)
+    sums = (positive * precisions).sum(axis=0)
+    return np.divide(sums, hits[-1], out=np.zeros_like(sums), where=hits[-1] > 0)  # type: ignore[no-any-return]
+
+
+def roc_areas(every: NDArray[Any], positive: NDArray[Any]) -> NDArray[Any]:
+    """Return the area under the ROC curve of each resample, NaN if all rows are of one kind; both (steps, resamples).
+
+    Of the pairs of a row with the label and one without, those count whose first is in an earlier step, and half of
+    those in one step.
+    """
+    import numpy as np
+
+    above = every.cumsum(axis=0)
+    rows, positives = above[-1].copy(), positive.sum(axis=0)
+    above -= every / 2
+    # rows with the label are above themselves in half of all pairs: taking that away leaves those without it
+    below = positives * rows - (positive * above).sum(axis=0)
+    sums, pairs = below - positives**2 / 2, positives * (rows - positives)
+    return np.divide(sums, pairs, out=np.full_like(sums, np.nan), where=pairs > 0)  # type: ignore[no-any-return]
+
+
+def average_precisions_of_resamples(predictions: LabelSetPredictions) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return macro average precision as a function of how often each row is drawn."""
+    return _over_labels(predictions, precision_areas)
+
+
+def roc_areas_of_resamples(predictions: LabelSetPredictions) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return macro ROC AUC as a function of how often each row is drawn."""
+    return _over_labels(predictions, roc_areas)
+
+
+@metrics.register(
+    "average-precision-macro", of=("labels",), higher_is_better=True, from_weights=average_precisions_of_resamples
+)
 def average_precision_macro(predictions: LabelSetPredictions) -> float:
     """Mean over labels of the area under precision and recall (`average_precision_score`); needs no thresholds.
 
@@ -109,7 +188,7 @@ def average_precision_macro(predictions: LabelSetPredictions) -> float:
     return float(np.nan_to_num(average_precisions(predictions.targets.T, predictions.probabilities.T)).mean())
 
 
-@metrics.register("roc-auc-macro", of=("labels",), higher_is_better=True)
+@metrics.register("roc-auc-macro", of=("labels",), higher_is_better=True, from_weights=roc_areas_of_resamples)
 def roc_auc_macro(predictions: LabelSetPredictions) -> float:
     """Mean over labels of the area under the ROC curve (`roc_auc_score`); needs no thresholds.
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 # Two models say the same of a pair if their cosines differ by no more than this
 SAME_WITHIN = 0.05
+# Cosines no further apart are equal: those of equal vectors may differ in their last bits by where they stand
+TIED_WITHIN = 1e-6
 # Similarities that are held at once: those of all anchors with all candidates may not fit into memory
 CHUNK_CELLS = 4_000_000
 SEED = 0
@@ -81,13 +83,15 @@ class SimilarityPredictions:
 class Corpus:
     """The candidates: all different positives and negatives of the rows that are scored.
 
-    `own` of shape (rows,) is the number of each row's positive, and `negatives` of its negative (without triplets of
-    shape (0,)). `places` of shape (candidates,) says where a candidate stands first: at its number in all positives,
-    one a row, followed by all negatives. `also_right` has, for the rows that have any, candidates that are no wrong
-    answers beside their own: the positives of rows with the same anchor, and the anchor itself.
+    `anchors` of shape (rows,) is a number for each row's anchor, the same for equal ones; `own` is the number of its
+    positive, and `negatives` of its negative (without triplets of shape (0,)). `places` of shape (candidates,) says
+    where a candidate stands first: at its number in all positives, one a row, followed by all negatives. `also_right`
+    has, for the rows that have any, candidates that are no wrong answers beside their own: the positives of rows with
+    the same anchor, and the anchor itself.
     """
 
     texts: tuple[str, ...]
+    anchors: NDArray[Any]
     own: NDArray[Any]
     negatives: NDArray[Any]
     places: NDArray[Any]
@@ -112,7 +116,9 @@ class Corpus:
         numbers = {role: np.array([index[text] for text in columns[role]], dtype=np.int64) for role in roles}
         own, nothing = numbers["positive"], np.zeros(0, dtype=np.int64)
         also = _also_right(columns["anchor"], own, index)
-        return cls(tuple(index), own, numbers.get("negative", nothing), np.array(places), also)
+        first = {anchor: number for number, anchor in enumerate(dict.fromkeys(columns["anchor"]))}
+        anchors = np.array([first[anchor] for anchor in columns["anchor"]], dtype=np.int64)
+        return cls(tuple(index), anchors, own, numbers.get("negative", nothing), np.array(places), also)
 
 
 def _also_right(anchors: Sequence[str], own: NDArray[Any], index: Mapping[str, int]) -> dict[int, NDArray[Any]]:
@@ -259,6 +265,7 @@ def _places_of(found: NDArray[Any], corpus: Corpus, chunk: slice, drawn: NDArray
         found[row, corpus.also_right.get(chunk.start + row, ())] = -np.inf
     found[rows, own] = -np.inf
     rivals = found.argmax(axis=1)
-    before, tied = (found > near[:, None]).sum(axis=1), (found == near[:, None]).sum(axis=1)
+    before = (found > near[:, None] + TIED_WITHIN).sum(axis=1)
+    tied = (found >= near[:, None] - TIED_WITHIN).sum(axis=1) - before
     others = (np.where(np.isfinite(values), values, np.nan) for values in (found[rows, rivals], found[rows, drawn]))
     return before, tied, near, rivals, *others
