@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 NAMED_FILES = 20
 # The parts of the report that say something about tokens: they are made anew when the rows are not
-TOKEN_KEYS = ("truncated", "tokens", "tokenizer", "augmented", "trains", "next_steps")
+TOKEN_KEYS = ("truncated", "tokens", "tokenizer", "augmented", "windows", "trains", "next_steps")
 
 
 def rows_report(

@@ -13,7 +13,7 @@ SEVERITIES = ("error", "warning", "note")
 ADVICE = {
     "conflicting-answers": "Put all answers of a question into one row, or set `data.conflicts: keep`.",
     "nothing-to-answer": "See whether `data.columns.answers` names the right column.",
-    "faulty-targets": "Mend the rows that the check names: `dropped.jsonl` has them all, with line and reason.",
+    "faulty-targets": "Mend the rows whose lines the check names.",
     "queries-without-positive": "Give each query a text that is relevant, or remove it.",
     "rows-without-negative": "Give each query texts that do not answer it: without them nothing can be ranked.",
     "missing-labels": "Give the rows without a label one.",

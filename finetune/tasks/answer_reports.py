@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NONE = "no answer"
 CHARACTERS_AROUND = 50
-QUESTION_WORDS = ("who", "what", "which", "when", "where", "why", "how many", "how", "other")
+QUESTION_WORDS = ("who", "what", "which", "when", "where", "why", "how many or much", "how", "other")
 OTHER_FORMS = {"whom": "who", "whose": "who"}
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ASKING = re.compile(r"\b(who|whom|whose|what|which|when|where|why|how)\b(?:\s+(many|much)\b)?")
@@ -117,7 +117,7 @@ def question_word(question: str) -> str:
     found = _ASKING.search(question.lower())
     if not found:
         return "other"
-    return "how many" if found.group(2) else OTHER_FORMS.get(found.group(1), found.group(1))
+    return "how many or much" if found.group(2) else OTHER_FORMS.get(found.group(1), found.group(1))
 
 
 def answer_length(targets: Sequence[str]) -> str:

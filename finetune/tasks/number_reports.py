@@ -111,7 +111,7 @@ def _of_target(name: str, found: Mapping[str, Any], rows: int) -> list[Section]:
     header = [f"true {name}", "rows", "mean", "predicted, mean", "bias", "MAE"]
     lines = [
         [
-            f"{part['low']:g} to {part['high']:g}",
+            f"{part['low']:g}" if part["low"] == part["high"] else f"{part['low']:g} to {part['high']:g}",
             *(part[key] for key in ("rows", "mean_true", "mean_predicted", "bias", "mae")),
         ]
         for part in found["by_quantile"]

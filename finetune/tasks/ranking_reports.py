@@ -92,7 +92,8 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
     lines, so_far = [], 0.0
     for rank, count in enumerate(counts[:RANKS_SHOWN], start=1):
         so_far += count
-        lines.append([str(rank), count, so_far / judged if judged else None])
+        whole = int(count) if count == int(count) else count  # only ties share a query out
+        lines.append([str(rank), whole, so_far / judged if judged else None])
     without = report["queries_without_positive"]
     left_out = f" {without} queries without a relevant text are in no metric." if without else ""
     note = f"{report['pairs']} pairs of {report['queries']} queries.{left_out}"

@@ -108,7 +108,7 @@ def test_the_session_uses_the_threads_that_it_is_given(
 
 
 def test_a_model_in_half_precision_is_exported_in_float32(tiny_model: Path, tmp_path: Path) -> None:
-    model = classifier(tiny_model, "a", "b").eval().bfloat16()
+    model = classifier(tiny_model, "a", "b").model.eval().bfloat16()
     onnx_int8.onnx_int8(model, logits, inputs_of((2, 6)), tmp_path)
     assert model.dtype == torch.bfloat16
     inputs = inputs_of((3, 5))

@@ -431,7 +431,7 @@ def test_the_worst_is_the_wrong_answer_that_the_model_was_sure_of() -> None:
 @pytest.mark.parametrize(
     ("question", "word"),
     [("Who came?", "who"), ("To whom was it sold?", "who"), ("In what year?", "what"), ("Name the town.", "other"),
-     ("How many are there?", "how many"), ("The mill stands where?", "where"), ("What's that?", "what"),
+     ("How many are there?", "how many or much"), ("The mill stands where?", "where"), ("What's that?", "what"),
      ("And how was it?", "how")],
 )  # fmt: skip
 def test_questions_are_told_apart_by_the_word_that_asks(question: str, word: str) -> None:
