@@ -100,7 +100,7 @@ def open_pretrained(run: Run, runtime: Runtime) -> Predictor:
     recipe = run.recipe
     task, spec = open_task(recipe.task.name, recipe.task.options)
     folder = find_model(recipe.model, allow_code=runtime.allow_code)
-    check_weights(folder, recipe.model.sha256 or run.manifest["inputs"]["model"]["weights_sha256"])
+    check_weights(folder, run.manifest["pretrained_sha256"])
     tokenizer = load_tokenizer(folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
     torch.manual_seed(recipe.seed)
     device = runtime.torch_device()

@@ -164,8 +164,9 @@ def _write_model(
 
 
 def _manifest(run: Run, folder: Path, backend: registry.Entry, inputs: dict[str, Any]) -> dict[str, Any]:
+    kept = ("task", "labels", "limits", "parameters", "data_fingerprint", "pretrained_sha256")
     return {
-        **{key: run.manifest[key] for key in ("task", "labels", "limits", "parameters", "data_fingerprint")},
+        **{key: run.manifest[key] for key in kept},
         "kind": "run",
         "format": backend.attributes["format"],
         "backend": backend.name,

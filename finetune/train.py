@@ -360,6 +360,7 @@ class _Training:
             "device": str(learner.accelerator.device.type),
             "precision": {"no": "fp32"}.get(learner.accelerator.mixed_precision, learner.accelerator.mixed_precision),
             "data_fingerprint": self.data.fingerprint,
+            "pretrained_sha256": inputs["model"]["weights_sha256"],
             "fingerprint": fingerprint(inputs),
             "inputs": inputs,
             "versions": versions(),

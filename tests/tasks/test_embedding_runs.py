@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate
 from finetune.predict import Answering
 from finetune.prepare import prepare
+from finetune.quantize import quantize
 from finetune.recipe import load_recipe
+from finetune.runtime import Runtime
 from finetune.train import train
-from tests.conftest import FILLER, LABEL_WORDS, RecipeMaker, write_jsonl
+from tests.conftest import FILLER, LABEL_WORDS, RecipeMaker, build_tiny_model, write_jsonl
 
+CPU = Runtime("cpu", threads=1)
 WORDS = [word for words in LABEL_WORDS.values() for word in words]
 TOPICS = {word: label for label, words in LABEL_WORDS.items() for word in words}
 
@@ -172,3 +176,27 @@ def test_a_positive_of_training_that_is_asked_for_again_is_noted(make_recipe: Re
     (found,) = [finding for finding in data.report["warnings"] if finding["check"] == "shared-positives"]
     assert found["severity"] == "note"
     assert found["count"] == sum(len(data.split(name)) for name in ("validation", "test"))
+
+
+def test_a_quantized_run_is_judged_beside_the_pretrained_model_too(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "pairs.jsonl", raw_rows())
+    recipe = load_recipe(recipe_for("pairs", make_recipe, source, quantize="onnx-int8"))
+    data = prepare(recipe, tmp_path / "out" / "data")
+    run = train(recipe, data, tmp_path / "out" / "run", runtime=CPU)
+    quantized, report = quantize(run, tmp_path / "out" / "run-onnx-int8", runtime=CPU)
+    assert set(report["drop"]) == set(report["before"])
+    again = evaluate(quantized, runtime=CPU)
+    assert again["baselines"] == evaluate(run, runtime=CPU)["baselines"]
+    assert set(again["baselines"]) == {"tfidf-cosine", "pretrained"}
+
+
+def test_other_weights_than_training_began_with_are_no_baseline(
+    make_recipe: RecipeMaker, tmp_path: Path, still_model: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(still_model, model)
+    source = write_jsonl(tmp_path / "pairs.jsonl", raw_rows())
+    recipe = load_recipe(recipe_for("pairs", make_recipe, source, model={"id": str(model)}))
+    run = train(recipe, prepare(recipe, tmp_path / "out" / "data"), tmp_path / "out" / "run", runtime=CPU)
+    build_tiny_model(model, dropout=0.0, seed=5)
+    assert set(evaluate(run, runtime=CPU)["baselines"]) == {"tfidf-cosine"}
