@@ -24,8 +24,8 @@ from finetune.artifacts import (
     write_text,
 )
 from finetune.data.duplicates import text_key
-from finetune.data.rows import Column, column_names, list_lines, list_reasons, used_columns
-from finetune.data.selection import Selector, check_columns
+from finetune.data.rows import Column, Record, column_names, list_lines, list_reasons, used_columns
+from finetune.data.selection import SelectionSettings, Selector, check_columns
 from finetune.data.sources import read
 from finetune.data.splitting import SPLITS
 from finetune.errors import FinetuneError
@@ -195,36 +195,17 @@ def _rows_of_split(data: PreparedData | None, run: Run, name: str) -> ScoredRows
 
 def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) -> ScoredRows:
     """Prepare new rows as the run's own were; only their columns may be called otherwise."""
-    task, role = predictor.task, predictor.spec.label_role
-    known = with_span_roles(task.columns)
-    names = column_names(known, {role: name for role, name in recipe.data.columns.items() if role in known})
     records = read(source, run.recipe.data.form)
-    there = {name for record in records for name in record.values}
-    mapped = used_columns(task.columns, run.recipe.data.columns)
-    # what nothing is learned from (the topic of an embedding) judges new rows only where they have it
-    asked = {role for role, column in task.columns.items() if column.required} | {role, *predictor.spec.text_roles}
-    used = {name: column for name, column in mapped.items() if name in asked or names[name] in there}
-    settings = selection_settings(run.recipe, used)
-    settings = replace(settings, names={role: names[role] for role in settings.names}, extras=(), groups=())
+    settings = _settings_for(records, run, recipe, predictor)
     check_columns(records, needed_columns(settings), str(source))
     values, reasons = Selector(settings).values(records)
-    unknowns: dict[str, int] = {}
-    if role and run.labels:
-        kind = used[role].kind
-        for index, value in enumerate(values[role]):
-            if not reasons[index] and (unknown := unknown_labels(value, kind, run.labels)):
-                reasons[index] = "unknown_label"
-                unknowns.setdefault(unknown[0], records[index].line)
+    unknowns = _leave_out_unknown(values, reasons, records, run.labels, settings.columns, predictor.spec.label_role)
     kept = [index for index, reason in enumerate(reasons) if not reason]
     dropped = dict(Counter(reason for reason in reasons if reason).most_common())
-    places = {
-        reason: [record.line for record, why in zip(records, reasons, strict=True) if why == reason][:LINES_NAMED]
-        for reason in dropped
-    }
     if not kept:
         raise FinetuneError(
             f"{source}: none of its rows can be scored ({list_reasons(dropped)}{_first(unknowns)}); expected "
-            f"{_wanted(settings.names, used, run.labels)}. If its columns have other names, add "
+            f"{_wanted(settings.names, settings.columns, run.labels)}. If its columns have other names, add "
             "--set data.columns.ROLE=COLUMN."
         )
     columns = {name: [column[index] for index in kept] for name, column in values.items()}
@@ -244,9 +225,48 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
         feature_table(encoded.features),
         truncated,
         dropped,
-        dropped_lines=places,
+        dropped_lines={reason: _lines_of(reason, records, reasons) for reason in dropped},
         unknown_labels=sorted(unknowns),
     )
+
+
+def _settings_for(records: Sequence[Record], run: Run, recipe: Recipe, predictor: Predictor) -> SelectionSettings:
+    """Return how the run's own rows were read, with the names that the columns have now."""
+    columns, spec = predictor.task.columns, predictor.spec
+    known = with_span_roles(columns)
+    names = column_names(known, {role: name for role, name in recipe.data.columns.items() if role in known})
+    there = {name for record in records for name in record.values}
+    # what nothing is learned from (the topic of an embedding) judges new rows only where they have it
+    asked = {role for role, column in columns.items() if column.required} | {spec.label_role, *spec.text_roles}
+    mapped = used_columns(columns, run.recipe.data.columns)
+    used = {role: column for role, column in mapped.items() if role in asked or names[role] in there}
+    settings = selection_settings(run.recipe, used)
+    return replace(settings, names={role: names[role] for role in settings.names}, extras=(), groups=())
+
+
+def _leave_out_unknown(
+    values: Mapping[str, Sequence[Any]],
+    reasons: list[str],
+    records: Sequence[Record],
+    labels: Sequence[str],
+    columns: Mapping[str, Column],
+    role: str | None,
+) -> dict[str, int]:
+    """Give rows with labels that the run does not know a reason not to be scored; return these labels and lines."""
+    unknowns: dict[str, int] = {}
+    if not role or not labels:
+        return unknowns
+    for index, value in enumerate(values[role]):
+        if not reasons[index] and (unknown := unknown_labels(value, columns[role].kind, labels)):
+            reasons[index] = "unknown_label"
+            for label in unknown:
+                unknowns.setdefault(label, records[index].line)
+    return unknowns
+
+
+def _lines_of(reason: str, records: Sequence[Record], reasons: Sequence[str]) -> list[int]:
+    """Return the first lines that were left out for a reason."""
+    return [record.line for record, why in zip(records, reasons, strict=True) if why == reason][:LINES_NAMED]
 
 
 def truncation(lines: Sequence[int], lost: Sequence[int]) -> dict[str, Any]:
