@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 StepGroup = list[list[int]]  # the micro-batches of one optimizer step, each a list of numbers of windows
 
 # How many step groups' worth of rows are sorted by length together: enough to keep padding low, few enough that
-# every epoch meets its rows in other company.
+# every epoch meets its rows in other company. A small set is cut into pools too, as transformers' sampler does:
+# sorted as a whole, it would have the same batches in every epoch, some of them without a label that goes with length.
 POOL_STEPS = 64
+FEWEST_POOLS = 4
 
 
 class Together:
@@ -78,7 +80,8 @@ def _order(
     generator = np.random.default_rng([seed, epoch])
     rows = generator.permutation(len(lengths))
     if bucket_by_length:
-        pool = size * POOL_STEPS
+        steps = math.ceil(len(lengths) / size)
+        pool = size * max(1, min(POOL_STEPS, steps // FEWEST_POOLS))
         known = np.asarray(lengths)
         rows = np.concatenate([_by_length(rows[start : start + pool], known) for start in range(0, len(rows), pool)])
     return rows, generator.permutation(-(-len(rows) // size))
