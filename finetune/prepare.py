@@ -41,6 +41,7 @@ from finetune.tasks import open_task
 # A note is due when cleaning throws away a larger share of the rows than this
 MANY_DROPPED = 0.1
 # `max_length: auto` reads this many rows at most, and takes the length that this share of them keeps within
+DEFAULT_STRIDE = 32  # tokens that two windows share, at most a quarter of a window
 AUTO_LENGTH_ROWS = 50_000
 AUTO_LENGTH_QUANTILE = 0.99
 
@@ -169,7 +170,8 @@ def _limits(recipe: Recipe, columns: Columns, model_folder: Path, tokenizer: Any
         length = model.max_length
         if recipe.tokenizer is None:
             check_context(model_folder, tokenizer, length)
-    return Limits(length, model.overflow, model.stride if model.overflow == "window" else 0)
+    stride = min(DEFAULT_STRIDE, length // 4) if model.stride is None else model.stride
+    return Limits(length, model.overflow, stride if model.overflow == "window" else 0)
 
 
 def _model_limit(recipe: Recipe, model_folder: Path, tokenizer: Any) -> int | None:

@@ -255,6 +255,12 @@ def _checks(value: object) -> object:
     return checked
 
 
+def _separator(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ValueError(f'expected what stands between labels, in quotes, such as "|", found {value!r}')
+
+
 class DataSection(Section):
     """Which rows, which of their columns, how they are cleaned, checked, split and augmented."""
 
@@ -267,7 +273,8 @@ class DataSection(Section):
     missing: Annotated[str | Fill | dict[str, str | Fill], PlainValidator(_missing)] = "drop"
     labels: Many[str] = ()
     label_map: dict[str, str] = {}
-    label_separator: Annotated[str, Field(min_length=1)] | None = None
+    label_separator: Annotated[str | None, PlainValidator(_separator)] = None
+    label_columns: Many[str] = ()
     tag_scheme: Literal["iob2", "iob1", "iobes"] = "iob2"
     duplicates: Literal["drop", "keep", "report", "error"] = "drop"
     near_duplicates: Annotated[NearDuplicates, BeforeValidator(_action)] = NearDuplicates()
@@ -344,7 +351,7 @@ class ModelSection(Section):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     max_length: Annotated[int | Literal["auto"], PlainValidator(_length)] = 128
     overflow: Literal["truncate", "error", "window"] = "truncate"
-    stride: Annotated[int, Field(ge=0)] = 32
+    stride: Annotated[int, Field(ge=0)] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -455,6 +462,8 @@ class Gate(Section):
 def _gates(value: object) -> tuple[Gate, ...]:
     if isinstance(value, tuple):
         return value
+    if value is None:  # as when every gate is commented out
+        return ()
     if not isinstance(value, dict):
         raise ValueError(f'expected a mapping such as `accuracy: ">= 0.85"`, found {value!r}')
     gates, problems = [], []
@@ -491,8 +500,8 @@ def _check_gate(gate: Gate) -> None:
             raise FinetuneError("a drop is between two models, so it belongs to quantized.METRIC.drop")
     except FinetuneError as error:
         raise ValueError(
-            f"expected METRIC, METRIC.low, METRIC.high, quantized.METRIC, quantized.METRIC.drop, "
-            f"quantized.agreement or quantized.size_ratio; {error}"
+            f"{str(error).removeprefix('metrics: ')}; a gate is METRIC, METRIC.low, METRIC.high, quantized.METRIC, "
+            "quantized.METRIC.drop, quantized.agreement or quantized.size_ratio"
         ) from None
 
 
@@ -553,6 +562,13 @@ class Recipe(Section):
             for role in given if isinstance(given, dict) else ():
                 if role not in roles:
                     yield ("data", setting, role), f"unknown role of {name}{suggestion(role, roles)}"
+        if self.data.label_columns:
+            several = next((role for role, column in columns.items() if column.kind == "labels"), None)
+            beside = "label_separator" if self.data.label_separator else f"columns.{several}"
+            if several is None:
+                yield ("data", "label_columns"), f"it is for rows with several labels, and {name} reads none; remove it"
+            elif self.data.label_separator or several in self.data.columns:
+                yield ("data", "label_columns"), f"each of its columns is a label; remove data.{beside}"
         labelled = any(column.kind == "label" and column.required for column in columns.values())
         if self.data.rare_labels == "drop" and not labelled:
             yield ("data", "rare_labels"), f"drop is for tasks with one label a row, and {name} has none; remove it"

@@ -384,7 +384,7 @@ gates: {{acuracy: ">= 0.9"}}
         "bad.yaml:5: data.clean[1].keep_link: unknown setting, did you mean keep_links?",
         "bad.yaml:8: train.learning_rte: unknown setting, did you mean learning_rate?",
         "bad.yaml:9: train.epochs: expected a valid integer, found 'five'",
-        "bad.yaml:10: gates.acuracy: expected METRIC",
+        "bad.yaml:10: gates.acuracy: unknown metric 'acuracy', did you mean accuracy?",
         "bad.yaml:6: model.id: expected a model's folder, found nothing at ",
     ):
         assert any(line.strip().startswith(expected) for line in lines), (expected, lines)

@@ -280,6 +280,32 @@ def test_a_gate_outside_the_grammar_is_refused(problems: Problems, line: str, me
     assert message in problem
 
 
+def test_no_gates_are_none(load: Load) -> None:
+    assert load("gates:\n#  accuracy: '>= 0.5'\n").gates == ()
+
+
+def test_an_argument_that_a_metric_does_not_take_is_named_once(problems: Problems) -> None:
+    (problem,) = problems("gates:\n  ndcg@0: '>= 0.5'\n")
+    assert problem.startswith("recipe.yaml:8: gates.ndcg@0: expected a number of ranks behind the @")
+
+
+@pytest.mark.parametrize(
+    ("task", "setting", "message"),
+    [
+        ("text-classification", "label_columns: [a, b]", "text-classification reads none"),
+        ("multi-label", "label_columns: [a, b]\n  label_separator: '|'", "remove data.label_separator"),
+        ("multi-label", "label_columns: [a, b]\n  columns: {labels: all}", "remove data.columns.labels"),
+        ("multi-label", "label_separator: |", 'in quotes, such as "|"'),
+    ],
+)
+def test_settings_of_several_labels_that_do_not_fit_are_refused(
+    problems: Problems, task: str, setting: str, message: str
+) -> None:
+    base = f"name: small\nmodel: {{id: ./model}}\ntask: {task}\ndata:\n  source: rows.jsonl\n  {setting}\n"
+    (problem,) = problems(base=base)
+    assert message in problem
+
+
 def test_each_bad_gate_is_a_problem_at_its_own_line(problems: Problems) -> None:
     found = problems("gates:\n  accurcy: '>= 0.5'\n  f1-macro: '>= 0.5'\n  log-loss: 0.5\n")
     assert [problem.split(": ")[:2] for problem in found] == [
@@ -428,6 +454,7 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
             "missing": "drop",
             "labels": [],
             "label_map": {},
+            "label_columns": [],
             "tag_scheme": "iob2",
             "duplicates": "drop",
             "near_duplicates": {
@@ -444,7 +471,7 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
             },
         },
         "model": {
-            "id": str(tmp_path / "model"), "max_length": 128, "overflow": "truncate", "stride": 32, "dtype": "float32",
+            "id": str(tmp_path / "model"), "max_length": 128, "overflow": "truncate", "dtype": "float32",
         },
         "freeze": "none",
         "train": {

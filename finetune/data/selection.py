@@ -15,6 +15,7 @@ from finetune.data.values import (
     as_text,
     raw_json,
     read_label,
+    read_marked,
     read_number,
     read_spans,
     read_texts,
@@ -41,6 +42,7 @@ class SelectionSettings:
     labels: tuple[str, ...] = ()
     label_map: Mapping[str, str] = field(default_factory=dict)
     label_separator: str | None = None
+    label_columns: tuple[str, ...] = ()
     tag_scheme: str = "iob2"
     spans: bool = False
     extras: tuple[str, ...] = ()
@@ -158,6 +160,8 @@ class Selector:
                 values[role] = self._read(role, raw, reasons, functools.partial(_number_within, column))
             elif column.kind == "answers":
                 answers = role
+            elif column.kind == "labels" and self.settings.label_columns:
+                values[role] = self._read(role, records, reasons, self._marked_labels)
             else:
                 values[role] = self._read(role, raw, reasons, self._readers[column.kind])
         if answers is None:
@@ -204,7 +208,9 @@ class Selector:
                 reasons[index] = f"{'blank' if blank else 'missing' if value is None else 'wrong_type_of'}_{role}"
         return texts
 
-    def _read(self, role: str, raw: list[Any], reasons: list[str], read: Callable[[Any], tuple[Any, str]]) -> list[Any]:
+    def _read(
+        self, role: str, raw: Sequence[Any], reasons: list[str], read: Callable[[Any], tuple[Any, str]]
+    ) -> list[Any]:
         values = []
         for index, value in enumerate(raw):
             found, reason = read(value)
@@ -236,6 +242,10 @@ class Selector:
                 return None, reason
             labels.append(label)
         return sorted(set(labels)), ""
+
+    def _marked_labels(self, record: Record) -> tuple[list[str] | None, str]:
+        marked, reason = read_marked(record.values, self.settings.label_columns)
+        return (None, reason) if reason else self._labels(marked)
 
     def _words(self, role: str, raw: list[Any], reasons: list[str]) -> list[list[str]]:
         lists = []
@@ -381,8 +391,7 @@ def check_columns(sample: Sequence[Record], needed: Iterable[tuple[str, str]], s
     for role, name in needed:
         if name not in found:
             shown = ", ".join(map(str, found[:50])) or "no columns"
-            known = role not in {"data.group_by", "data.split"}
-            setting = f"Rename it, or set data.columns.{role}." if known else f"Correct {role}."
+            setting = f"Correct {role}." if role.startswith("data.") else f"Rename it, or set data.columns.{role}."
             if len(found) == 1 and any(mark in str(found[0]) for mark in ";\t|"):
                 setting = "Is that the delimiter? Then set data.format: {name: csv, delimiter: auto}."
                 found = []

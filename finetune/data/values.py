@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.data.cleaning import Pipeline
 from finetune.data.tagging import SpanError, spans_to_iob2
+
+# What a column that marks its label may hold, in lower case
+MARKS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 
 
 def read_text(value: Any, clean: Pipeline) -> tuple[str, str]:
@@ -57,6 +60,20 @@ def read_label(value: Any) -> tuple[str, str]:
     if isinstance(value, int):
         return str(value), ""
     return "", "wrong_type_of"
+
+
+def read_marked(values: Mapping[str, Any], columns: Sequence[str]) -> tuple[list[str], str]:
+    """Return the columns that are marked in a record, or the reason why one of them says neither yes nor no."""
+    marked = []
+    for name in columns:
+        value = values.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return [], "missing"
+        said = MARKS.get(str(value).strip().lower())
+        if said is None:
+            return [], "neither_yes_nor_no_in"
+        marked += [name] if said else []
+    return marked, ""
 
 
 def read_number(value: Any) -> tuple[float | None, str]:

@@ -71,6 +71,7 @@ def selection_settings(recipe: Recipe, columns: Mapping[str, Column]) -> Selecti
         labels=data.labels,
         label_map=data.label_map,
         label_separator=data.label_separator,
+        label_columns=data.label_columns,
         tag_scheme=data.tag_scheme,
         spans=spans,
         extras=tuple(dict.fromkeys(extras)),
@@ -93,8 +94,11 @@ def _fills(missing: Any, columns: Mapping[str, Column]) -> dict[str, Any]:
 def needed_columns(settings: SelectionSettings) -> list[tuple[str, str]]:
     """Return what each column that the files have to have is for (a role, or a setting), and the column."""
     roles = ["text", "spans"] if settings.spans else list(settings.columns)
+    marks = [("data.label_columns", name) for name in settings.label_columns]
+    if marks:
+        roles = [role for role in roles if settings.columns[role].kind != "labels"]
     extras = [("data.group_by" if name in settings.groups else "data.split", name) for name in settings.extras]
-    return [*((role, settings.names[role]) for role in roles), *extras]
+    return [*((role, settings.names[role]) for role in roles), *marks, *extras]
 
 
 def read_rows(

@@ -224,6 +224,7 @@ def find_faults(
         given_labels=recipe.data.labels or None,
         label_map=recipe.data.label_map,
         label_separator=recipe.data.label_separator,
+        label_columns=recipe.data.label_columns,
         learned=deciding.spec.label_role or "",
     )
     order = ("error", "warning", "note")

@@ -94,6 +94,13 @@ def test_tfidf_chooses_its_strength_on_validation_and_never_on_the_scored_texts(
     assert said("tfidf-logreg", train, validation, texts, 3)[:2] == pytest.approx(one_by_one, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", OF_LABELS)
+def test_texts_without_any_word_get_the_frequencies_of_the_labels(name: str) -> None:
+    train = LabelledTexts([":-)", "\U0001f600!", "...", "?!"], [0, 1, 1, 1])
+    found = said(name, train, train, ["\U0001f60e", "*"], 2)
+    assert found == pytest.approx(np.array([[0.25, 0.75]] * 2), abs=0.01)
+
+
 def test_tfidf_learns_words_of_one_letter_and_pairs_of_words() -> None:
     train = LabelledTexts(["x", "y"] * 4 + ["not good", "good not"] * 4, [0, 1] * 8)
     found = said("tfidf-logreg", train, train, ["x", "y", "not good", "good not"], 2)

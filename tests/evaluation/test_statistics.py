@@ -8,7 +8,7 @@ from scipy import stats
 
 from finetune.evaluation import statistics
 from finetune.evaluation.predictions.labels import LabelPredictions
-from finetune.evaluation.statistics import bootstrap, paired_bootstrap, per_label, point
+from finetune.evaluation.statistics import bootstrap, interval_of_sums, paired_bootstrap, per_label, point
 
 NAMES = ["accuracy", "f1-macro", "precision-weighted", "log-loss"]
 
@@ -70,6 +70,38 @@ def test_a_metric_without_a_fast_path_is_resampled_over_the_first_of_the_same_ro
     found = bootstrap(["slow"], predictions, seed=2)["slow"]
     draws = [point("f1-macro", predictions.take(rows)) for rows in drawn_rows(50, 2)[:25]]
     assert [found.low, found.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1e-12)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_units_are_drawn_whole_with_all_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, units = classifier(70), np.random.default_rng(4).permutation(np.arange(70) % 9)
+    members = [np.flatnonzero(units == unit) for unit in range(9)]
+    draws = [np.concatenate([members[unit] for unit in drawn]) for drawn in drawn_rows(9, 5)]
+    assert len({len(rows) for rows in draws}) > 1, "units of several sizes give resamples of several sizes"
+    found = bootstrap(NAMES, predictions, 5, units)
+    by_label = per_label(predictions, 5, units)
+    for name in NAMES:
+        scores = [point(name, predictions.take(rows)) for rows in draws]
+        assert [found[name].low, found[name].high] == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=1e-12)
+    for label, name in enumerate(predictions.labels):
+        recalls = [(predictions.predicted[rows] == label)[predictions.targets[rows] == label].mean() for rows in draws]
+        low, high = np.quantile(recalls, [0.025, 0.975])
+        assert [by_label[name]["recall"][key] for key in ("low", "high")] == pytest.approx([low, high], abs=1e-12)
+    right = (predictions.predicted == predictions.targets).astype(float)
+    sums = np.stack([right, np.ones(70)], axis=1)
+    interval = interval_of_sums(sums, lambda sums: sums[..., 0] / sums[..., 1], 5, units)
+    assert (interval.low, interval.high) == pytest.approx((found["accuracy"].low, found["accuracy"].high), abs=1e-12)
+
+
+def test_rows_of_one_unit_that_say_the_same_make_the_interval_wider() -> None:
+    """Ten copies of each row are no new evidence: the interval is that of the rows, and not a third as wide."""
+    rows = classifier(60, skill=0.7)
+    copies = rows.take(np.repeat(np.arange(60), 10))
+    (alone,) = bootstrap(["accuracy"], rows, 1).values()
+    (as_units,) = bootstrap(["accuracy"], copies, 1, np.repeat(np.arange(60), 10)).values()
+    (as_rows,) = bootstrap(["accuracy"], copies, 1).values()
+    assert (as_units.low, as_units.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
+    assert as_rows.high - as_rows.low < 0.5 * (alone.high - alone.low)
 
 
 def test_an_interval_agrees_with_scipys_percentile_bootstrap() -> None:

@@ -154,6 +154,27 @@ def test_rows_of_several_files_keep_their_file_when_they_are_copied(world: World
     } <= originals
 
 
+def test_what_rows_belong_together_by_and_answers_stand_in_is_left_as_it_is(world: World) -> None:
+    rows = [
+        {
+            "context": f"{row['body']} and more of it",
+            "question": f"what do you say of the {row['body']}",
+            "answers": {"text": ["more of it"], "answer_start": [len(row["body"]) + 5]},
+        }
+        for row in plain_rows(60)
+    ]
+    words = {"operations": ["swap", "delete"], "copies": 2}
+    stored = columns_of(world.prepare(rows, task="question-answering", data={"augment": words}), "train")
+    made = [place for place, origin in enumerate(stored["origin"]) if origin is not None]
+    assert len(made) > 60
+    contexts = {row["context"] for row in rows}
+    for place in made:
+        context = stored["context"][place]
+        assert context in contexts
+        assert stored["question"][place] not in {row["question"] for row in rows}
+        assert [context[answer["start"] :] for answer in stored["answers"][place]] == ["more of it"]
+
+
 def test_without_augmentation_there_are_no_columns_for_it(world: World) -> None:
     names = read_stream(world.prepare(plain_rows(40)).folder / "train.arrow").column_names
     assert not {"origin", "operation"} & set(names)

@@ -161,6 +161,27 @@ def test_labels_in_one_text_are_parted_by_the_separator(world: World) -> None:
     assert [found[row["text"]] for row in rows[:6]] == [["a", "b"], ["b"], [], ["a", "c"], ["c"], []]
 
 
+def test_columns_that_mark_their_label_are_read_as_labels(world: World) -> None:
+    marks = [(1, 0), ("0", "1"), (False, True), (0.0, 0.0), ("Yes", " no "), ("true", 1.0)]
+    rows = [
+        {"text": row["body"], "angry": marks[n % 6][0], "urgent": marks[n % 6][1]}
+        for n, row in enumerate(plain_rows(60))
+    ]
+    odd = [{"text": "x", "angry": 2, "urgent": 0}, {"text": "y", "angry": 1}, {"text": "z", "angry": "", "urgent": 1}]
+    data = world.prepare([*rows, *odd], task="multi-label", data={"label_columns": ["urgent", "angry"]})
+    assert data.labels == ["angry", "urgent"]
+    found = dict(zip(all_rows(data, "text"), all_rows(data, "labels"), strict=True))
+    wanted = [["angry"], ["urgent"], ["urgent"], [], ["angry"], ["angry", "urgent"]]
+    assert [found[row["text"]] for row in rows[:6]] == wanted
+    assert [reason for _, reason in reasons(data)] == ["neither_yes_nor_no_in_labels", *("missing_labels",) * 2]
+
+
+def test_a_column_that_should_mark_its_label_and_is_not_there_is_named(world: World) -> None:
+    rows = [{"text": row["body"], "angry": n % 2} for n, row in enumerate(plain_rows(60))]
+    with pytest.raises(FinetuneError, match="'angri' for data.label_columns; .*Did you mean angry.*Correct data.l"):
+        world.prepare(rows, task="multi-label", data={"label_columns": ["angri"]})
+
+
 def test_the_order_of_labels_is_no_contradiction(world: World) -> None:
     rows = [{"text": row["body"], "labels": ["a", "b"] if n % 2 else ["c"]} for n, row in enumerate(plain_rows(60))]
     again = [{"text": rows[1]["text"], "labels": ["b", "a"]}, {"text": rows[3]["text"], "labels": ["b"]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -81,6 +82,14 @@ def test_long_rows_may_be_refused_with_their_lines(world: World) -> None:
 def test_a_stride_that_leaves_no_new_tokens_is_refused(world: World) -> None:
     with pytest.raises(FinetuneError, match=r"model.stride.*less than 10"):
         world.prepare(long_rows(60), model={**WINDOWS, "stride": 10})
+
+
+@pytest.mark.parametrize(("length", "stride"), [(12, 3), (40, 10), (200, 32)])
+def test_windows_share_a_part_of_their_tokens_when_the_recipe_does_not_say_how_many(
+    world: World, length: int, stride: int
+) -> None:
+    data = world.prepare(long_rows(60), model={"max_length": length, "overflow": "window"})
+    assert data.limits["stride"] == stride
 
 
 def test_entities_are_lost_to_truncation_and_not_to_windows(world: World) -> None:
@@ -174,6 +183,24 @@ def test_each_row_weighs_the_same_in_training_however_many_windows_it_has(traine
     weights = np.bincount(features.row_ids, weights=[features[index]["weight"] for index in range(len(features))])
     np.testing.assert_allclose(weights, 1.0)
     assert len(features) > len(weights)
+
+
+def test_the_loss_of_a_step_is_a_mean_even_where_it_holds_a_part_of_one_row(world: World) -> None:
+    """A window of three counts as a third of a row, and a step of it alone shows the loss of that window, whole."""
+    training = {"max_steps": 12, "batch_size": 1, "learning_rate": 1e-12}
+    recipe = world.recipe(long_rows(60), model={**WINDOWS, "dropout": 0.0}, train=training)
+    job = Job(recipe, world.folder / "out", Runtime(threads=1))
+    run = job.run()
+    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log if "loss" in line]
+    features = job.data().split("train").features
+    predictor = open_run(run, Runtime(threads=1))
+    logits = np.stack(run_model(predictor, features, 64).values).astype(np.float64)
+    labels = [features[index]["label_id"] for index in range(len(features))]
+    each = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    parts = [loss for index, loss in enumerate(each) if features[index]["weight"] < 1]
+    assert all(min(abs(each - loss)) < 2e-4 for loss in losses)
+    assert any(min(abs(np.array(parts) - loss)) < 2e-4 for loss in losses)
 
 
 def test_a_run_that_refuses_long_rows_refuses_them_when_it_is_asked_too(world: World) -> None:

@@ -94,6 +94,22 @@ def assert_report(kind: str, report: dict[str, Any]) -> None:
     assert ("negative" in report["similarities"]) == (kind == "triplets")
 
 
+def test_the_loss_on_validation_is_one_of_trainings_batches_whatever_fits_in_memory(
+    make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    """In-batch negatives: among nine pairs the right answer is harder to find than among three."""
+    losses = []
+    for number, (size, eval_size) in enumerate([(9, 2), (9, 64), (3, 64)]):
+        training = {"epochs": 1, "batch_size": size, "eval_batch_size": eval_size, "learning_rate": 1e-12}
+        source = write_jsonl(tmp_path / "raw.jsonl", raw_rows())
+        recipe = load_recipe(recipe_for("pairs", make_recipe, source, train=training))
+        run = train(recipe, prepare(recipe, tmp_path / f"data{number}"), tmp_path / f"run{number}")
+        lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+        losses.append([line["validation"]["loss"] for line in lines if "validation" in line])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[2][0] < losses[0][0] - 0.1
+
+
 def test_a_topic_is_never_learned_from(make_recipe: RecipeMaker, tmp_path: Path) -> None:
     rows = raw_rows()
     swapped = [{**row, "topic": "another" if number % 2 else "yet another"} for number, row in enumerate(rows)]

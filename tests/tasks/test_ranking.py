@@ -18,6 +18,7 @@ from finetune.data.tokenization import Encoded, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate
 from finetune.evaluation.predictions.rankings import RankingPredictions
+from finetune.inference import Predictor, run_model
 from finetune.models.freezing import apply_freezing
 from finetune.models.loading import ModelSettings, load_tokenizer
 from finetune.predict import Answering
@@ -248,6 +249,32 @@ def test_every_pair_and_query_enters_loss_and_metric_once(tiny_model: Path, form
     assert (counted["pairs"], counted["queries"]) == (len(grades), 9)
     assert (counted["queries_without_positive"], sum(counted["first_relevant_at_rank"])) == (9 - judged, judged)
     assert sorted(predictions.relevance) == sorted(grades)
+
+
+def test_a_model_is_never_given_more_than_a_batch_at_a_time_however_many_candidates_a_query_has(
+    tiny_model: Path,
+) -> None:
+    """Lists of five and three candidates in batches of four: the list of five is read in two parts, for one loss."""
+    rows = lists(2)
+    rows = [{**rows[0], "negatives": [f"wrong {n}" for n in range(4)]}, {**rows[1], "negatives": ["no", "neither"]}]
+    task, spec = open_task("ranking", {"rows": "positives", "loss": "listwise"})
+    table = feature_table(encode(rows, tiny_model).features)
+    learner = make_learner(tiny_model, {"rows": "positives", "loss": "listwise"})
+    model, tokenizer = learner.model.eval(), load_tokenizer(tiny_model)
+    sizes: list[int] = []
+
+    def forward(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        sizes.append(len(inputs["input_ids"]))
+        return task.forward(model, inputs)
+
+    encoder = Encoder.of(tokenizer, Limits(32))
+    predictor = Predictor(model, forward, tokenizer, task, spec, [], torch.device("cpu"), encoder)
+    in_parts = run_model(predictor, table, 4)
+    assert sorted(sizes) == [1, 3, 4]
+    whole = run_model(predictor, table, 100)
+    assert sizes[3:] == [8]
+    assert np.concatenate(in_parts.values) == pytest.approx(np.concatenate(whole.values), abs=1e-6)
+    assert in_parts.loss == pytest.approx(whole.loss, abs=1e-6)
 
 
 def decoded(task: Any, table: FeatureTable, rows: Sequence[Any], scores: Any) -> RankingPredictions:

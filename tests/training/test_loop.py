@@ -249,6 +249,16 @@ def test_the_loss_curve_of_a_tiny_model_is_the_golden_one(still_model: Path) -> 
     assert [step.learning_rate for step in steps] == pytest.approx([1e-2 * (1 - n / 24) for n in range(24)])
 
 
+def test_an_evaluation_fills_its_batches_and_repeats_nothing(still_model: Path) -> None:
+    learner, features = make_learner(still_model), make_features(still_model, 11)
+    sizes: list[int] = []
+    learner.model.register_forward_pre_hook(
+        lambda _model, _args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    ask(learner, features, 4)
+    assert sizes == [4, 4, 3]
+
+
 def test_steps_count_rows_tokens_and_epochs(still_model: Path) -> None:
     features = make_features(still_model, 13)
     steps = take_steps(make_learner(still_model), features, steps=4)

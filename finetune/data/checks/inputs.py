@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.data.checks.columns_in_bulk import Entities, count_words, find_entities
 from finetune.data.rows import Column
-from finetune.data.values import read_label
+from finetune.data.values import read_label, read_marked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +70,7 @@ class CheckInput:
     cluster of equal texts. `where(row)` says where a row came from: `{"line": 12}`, with `file` if there are several.
     `dropped` counts the rows dropped before, by reason, of which `dropped_examples` has a few (`line` and `row`).
     `sample` has the first raw records with all of their columns, `used` the column of the file for each role;
-    `label_map` and `label_separator` say how labels are read from there.
+    `label_map`, `label_separator` and `label_columns` say how labels are read from there.
     """
 
     columns: Mapping[str, Column]
@@ -86,6 +86,7 @@ class CheckInput:
     given_labels: Sequence[str] | None = None
     label_map: Mapping[str, str] = field(default_factory=dict)
     label_separator: str | None = None
+    label_columns: Sequence[str] = ()
     learned: str | None = None  # the role of the target, where it is not the first of a target's kind
 
     def __len__(self) -> int:
@@ -190,6 +191,8 @@ class CheckInput:
         found = []
         for row in self._dropped_rows([reason]):
             value = _values_of(row).get(self.used.get(role, role))
+            if self.label_columns:
+                value, _ = read_marked(_values_of(row), self.label_columns)
             if self.label_separator and self.target_kind == "labels" and isinstance(value, str):
                 value = value.split(self.label_separator)
             labels = [read_label(item)[0] for item in (value if isinstance(value, list) else [value])]

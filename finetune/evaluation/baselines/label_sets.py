@@ -39,8 +39,8 @@ def tfidf_one_vs_rest(given: BaselineInput) -> LabelSetPredictions:
     """
     import numpy as np
 
-    vectorizer, targets = word_pairs(), _targets(given, given.train)
-    features = vectorizer.fit_transform(given.texts(given.train))
+    vectorizer, targets = word_pairs(texts := given.texts(given.train)), _targets(given, given.train)
+    features = vectorizer.transform(texts)
     held_out, rows = (vectorizer.transform(given.texts(part)) for part in (given.validation, given.rows))
     found = []
     for strength in STRENGTHS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictions.labels import LabelPredictions
 
 
+NO_WORD = "_" * 99  # one that no text has
 # Inverse regularization strengths C to choose from
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -33,8 +35,8 @@ def tfidf_logreg(given: BaselineInput) -> LabelPredictions:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    vectorizer = word_pairs()
-    features, targets = vectorizer.fit_transform(given.texts(given.train)), given.targets(given.train)
+    vectorizer = word_pairs(texts := given.texts(given.train))
+    features, targets = vectorizer.transform(texts), given.targets(given.train)
     held_out, wanted = vectorizer.transform(given.texts(given.validation)), given.targets(given.validation)
     models = []
     with warnings.catch_warnings():
@@ -47,11 +49,16 @@ def tfidf_logreg(given: BaselineInput) -> LabelPredictions:
     return _said(given, probabilities)
 
 
-def word_pairs() -> Any:
-    """Return a vectorizer of words and word pairs with sublinear TF-IDF weights."""
+def word_pairs(texts: Sequence[str]) -> Any:
+    """Return a vectorizer of the words and word pairs of some texts, with sublinear TF-IDF weights.
+
+    Where they have none, as when all are emoji, every vector is zero.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")  # noqa: S106
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")  # noqa: S106
+    analyzed = vectorizer.build_analyzer()
+    return vectorizer.fit(texts if any(map(analyzed, texts)) else [NO_WORD])
 
 
 def _said(given: BaselineInput, probabilities: Any) -> LabelPredictions:

@@ -36,8 +36,8 @@ def tfidf_ridge(given: BaselineInput) -> NumberPredictions:
     import numpy as np
     from sklearn.linear_model import Ridge
 
-    like, vectorizer = _like(given), word_pairs()
-    features, targets = vectorizer.fit_transform(given.texts(given.train)), scores(given.train, like.names)
+    like, vectorizer = _like(given), word_pairs(texts := given.texts(given.train))
+    features, targets = vectorizer.transform(texts), scores(given.train, like.names)
     held_out, wanted = vectorizer.transform(given.texts(given.validation)), scores(given.validation, like.names)
     asked = vectorizer.transform(given.texts(given.rows))
     models = [Ridge(alpha=alpha).fit(features, targets) for alpha in ALPHAS]

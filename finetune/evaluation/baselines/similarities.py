@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictions.similarities import RetrievalPredictions
 
 KINDS = ("similarity", "retrieval", "triplets")
-NO_WORD = "_" * 99
 
 
 @baselines.register("tfidf-cosine", of=KINDS, title="cosine of TF-IDF")
@@ -21,11 +20,7 @@ def tfidf_cosine(given: BaselineInput) -> Predictions:
     """Words and word pairs, sublinear TF-IDF learned from every text of the training split, compared by the cosine."""
     from finetune.evaluation.predictions.similarities import SimilarityPredictions
 
-    vectorizer = word_pairs()
-    analyzed = vectorizer.build_analyzer()
-    texts = [text for role in given.text_roles for text in _column(given.train, role)]
-    # where training texts have no word at all, one that no text has makes all vectors those of unknown words
-    vectorizer.fit(texts if any(map(analyzed, texts)) else [NO_WORD])
+    vectorizer = word_pairs([text for role in given.text_roles for text in _column(given.train, role)])
     columns = [_column(given.rows, role) for role in given.text_roles]
     first = vectorizer.transform(columns[0])
     if given.like.kind == "similarity":
