@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,6 +26,7 @@ from finetune.console import (
     print_run,
     printable,
 )
+from finetune.data.rows import list_reasons
 from finetune.errors import FinetuneError, GateFailed, Terminated
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe, check_device, load_recipe
@@ -358,8 +360,21 @@ def predict(
 
     found = find_run(run)
     answering = Answering(found, _runtime(found.recipe, _flags(device, threads, allow_code)))
+    rows, errors = 0, Counter[str]()
     for answer in _answers(answering, text, input_file):
         print(json.dumps(answer, ensure_ascii=False), flush=input_file is None)
+        rows += 1
+        errors.update([str(answer["error"]).partition(":")[0]] if "error" in answer else [])
+    if errors:
+        _tell_unanswered(rows, errors)
+
+
+def _tell_unanswered(rows: int, errors: Counter[str]) -> None:
+    """Say on standard error how many rows have no answer, and why; raise FinetuneError if none has one."""
+    missing, why = errors.total(), list_reasons(dict(errors.most_common()))
+    if missing == rows:
+        raise FinetuneError(f"predict: expected rows that the run can read, found none among {rows} ({why})")
+    print(f"{missing} of {rows} rows have no answer: {why}", file=sys.stderr, flush=True)
 
 
 def _prepare_nothing(recipe: Recipe, preview: int | None, as_json: bool, quiet: bool, verbose: bool) -> None:

@@ -241,6 +241,8 @@ def _settings_for(records: Sequence[Record], run: Run, recipe: Recipe, predictor
     mapped = used_columns(columns, run.recipe.data.columns)
     used = {role: column for role, column in mapped.items() if role in asked or names[role] in there}
     settings = selection_settings(run.recipe, used)
+    if settings.spans and names["spans"] not in there and {names[role] for role in used} <= there:
+        settings = replace(settings, spans=False)  # words and tags, where the run had a text and spans
     return replace(settings, names={role: names[role] for role in settings.names}, extras=(), groups=())
 
 

@@ -167,6 +167,17 @@ def test_predict_answers_texts_files_and_standard_input_alike(finished: Path, ru
     assert first["probability"] == max(first["probabilities"].values()) == first["probabilities"][first["label"]]
 
 
+def test_predict_says_at_the_end_which_rows_have_no_answer_and_exits_2_if_none_has(finished: Path) -> None:
+    some = finetune("predict", "outputs/tiny/run", "-", cwd=finished, input='this old pear\n \n{"body": 5}\n')
+    assert [json.loads(line).get("error") for line in some.stdout.splitlines()] == [
+        None, "blank_text", "wrong_type_of_text",
+    ]  # fmt: skip
+    assert some.stderr.splitlines()[-1] == "2 of 3 rows have no answer: blank_text 1, wrong_type_of_text 1"
+    none = finetune("predict", "outputs/tiny/run", "--text", " ", cwd=finished, check=2)
+    assert json.loads(none.stdout) == {"row": 1, "error": "blank_text"}
+    assert none.stderr.splitlines()[-1].startswith("error: predict: expected rows that the run can read, found none")
+
+
 def test_a_quantized_run_is_evaluated_like_any_other(finished: Path) -> None:
     report = json.loads(finetune("eval", "outputs/tiny/run-onnx-int8", "--json", cwd=finished).stdout)
     assert report["metrics"] == result_of(finished)["quantized"]["after"]

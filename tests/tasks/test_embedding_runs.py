@@ -110,6 +110,18 @@ def test_the_loss_on_validation_is_one_of_trainings_batches_whatever_fits_in_mem
     assert losses[2][0] < losses[0][0] - 0.1
 
 
+def test_new_rows_are_judged_without_the_topic_that_they_do_not_have(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_for("pairs", make_recipe, write_jsonl(tmp_path / "raw.jsonl", raw_rows())))
+    run = train(recipe, prepare(recipe, tmp_path / "data"), tmp_path / "run")
+    with_topic = evaluate(run, source=write_jsonl(tmp_path / "new.jsonl", raw_rows(20)))
+    bare = [{name: value for name, value in row.items() if name != "topic"} for row in raw_rows(20)]
+    without = evaluate(run, source=write_jsonl(tmp_path / "bare.jsonl", bare))
+    assert without["rows"] == with_topic["rows"] == 20
+    assert without["metrics"]["recall@1"] == with_topic["metrics"]["recall@1"]
+    assert "by_topic" in with_topic
+    assert "by_topic" not in without
+
+
 def test_a_topic_is_never_learned_from(make_recipe: RecipeMaker, tmp_path: Path) -> None:
     rows = raw_rows()
     swapped = [{**row, "topic": "another" if number % 2 else "yet another"} for number, row in enumerate(rows)]

@@ -27,7 +27,7 @@ from finetune.runtime import Runtime
 from finetune.tasks import Batch, open_task
 from finetune.tasks.tag_reports import details, sections
 from finetune.tasks.token_classification import most_probable, tag_names
-from tests.conftest import FILLER, LABEL_WORDS
+from tests.conftest import FILLER, LABEL_WORDS, write_jsonl
 from tests.preparation.world import World
 
 TYPES = ["fruit", "tool"]
@@ -312,6 +312,28 @@ def test_a_run_learns_from_windows_and_beats_its_baseline(windowed: Run) -> None
     assert (
         json.loads((windowed.reports / "test.json").read_text(encoding="utf-8"))["convention"] in report["convention"]
     )
+
+
+def test_a_run_that_learned_from_spans_is_scored_on_words_with_tags_too(tmp_path: Path, still_model: Path) -> None:
+    rows = tagged(90, longest=10, simple=True)
+    spans = []
+    for row in rows:
+        text, ends = " ".join(row["tokens"]), list(itertools.accumulate(len(word) + 1 for word in row["tokens"]))
+        starts = [0, *ends[:-1]]
+        marked = [
+            {"start": starts[first], "end": ends[last - 1] - 1, "label": kind}
+            for first, last, kind in entities(row["tags"])
+        ]
+        spans.append({"text": text, "marks": marked})
+    world = World(tmp_path, still_model)
+    recipe = world.recipe(spans, task="token-classification", data={"columns": {"spans": "marks"}}, train={"epochs": 1})
+    run = Job(recipe, tmp_path / "out", Runtime(threads=1)).run()
+    lines = ["".join(f"{word} {tag}\n" for word, tag in zip(row["tokens"], row["tags"], strict=True)) for row in rows]
+    (tmp_path / "words.conll").write_text("\n".join(lines))
+    by_spans = evaluate(run, source=write_jsonl(tmp_path / "spans.jsonl", spans))
+    by_words = evaluate(run, source=tmp_path / "words.conll")
+    assert by_words["metrics"] == by_spans["metrics"]
+    assert by_words["rows"] == len(rows)
 
 
 def test_answers_about_words_are_those_of_the_evaluation_wherever_windows_end(windowed: Run) -> None:
