@@ -207,6 +207,7 @@ def _compare(
         "after": as_json(scores_after.intervals()),
         "drop": as_json(scores_before.lead(scores_after)),
         "agreement": float(said_before.agrees(said_after).mean()),
+        "agreement_means": said_before.same,
         "speed": measure_speed(before, after, scored.features),
     }
 

@@ -184,7 +184,7 @@ def quantization_report(report: Mapping[str, Any]) -> str:
         f"# {escape(report['recipe'])}: quantization with {escape(report['backend'])}",
         f"{report['rows']} rows of {escape(report['split'])}, the same for both models. Positive drop is worse.",
         table(["metric", "before", "after", "drop"], scores),
-        f"- Both models give the same answer in {report['agreement']:.1%} of the cases.\n"
+        f"- Both models agree ({escape(report['agreement_means'])}) in {report['agreement']:.1%} of the cases.\n"
         f"- Weights: {size['before'] / 1e6:.1f} MB before, {size['after'] / 1e6:.1f} MB after "
         f"(ratio {report['size_ratio']:.2f}).",
         "## Speed",

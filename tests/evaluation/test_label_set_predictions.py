@@ -88,6 +88,8 @@ def test_a_threshold_lies_midway_between_neighbours_and_near_a_half_if_several_a
     assert best_threshold(np.array([1, 0, 1]), np.array([0.9, 0.2, 0.1])) == pytest.approx(0.05)
     # two cuts have an F1 of 2/3: behind the first, midway at 0.55, and behind the last at 0.05
     assert best_threshold(np.array([1, 0, 0, 1]), np.array([0.9, 0.2, 0.15, 0.1])) == pytest.approx(0.55)
+    # and here at 0.985 and 0.4
+    assert best_threshold(np.array([1, 0, 0, 1]), np.array([0.99, 0.98, 0.9, 0.8])) == pytest.approx(0.4)
 
 
 def test_a_label_that_no_row_has_keeps_a_half_and_one_that_all_have_is_said_of_all() -> None:

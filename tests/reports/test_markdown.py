@@ -174,7 +174,8 @@ def quantization() -> dict[str, Any]:
     return {
         "recipe": EVIL, "backend": "onnx-int8", "split": "test", "rows": 3,
         "before": scores("accuracy"), "after": scores("accuracy"),
-        "drop": scores("accuracy"), "agreement": 0.995, "size_bytes": {"before": 90_000_000, "after": 23_000_000},
+        "drop": scores("accuracy"), "agreement": 0.995, "agreement_means": "the same label",
+        "size_bytes": {"before": 90_000_000, "after": 23_000_000},
         "size_ratio": 0.2556, "speed": {"threads": 1, "tokens": 12, "batch_1": speed, "batch_32": speed},
         "gates": [{"gate": "quantized.agreement >= 0.9", "value": 0.995, "margin": 0.095, "holds": True}],
     }  # fmt: skip
@@ -267,7 +268,7 @@ def test_the_name_of_a_metric_from_a_path_cannot_break_the_table() -> None:
 
 def test_a_quantization_holds_its_numbers() -> None:
     report = quantization_report(quantization())
-    assert "- Both models give the same answer in 99.5% of the cases." in report
+    assert "- Both models agree (the same label) in 99.5% of the cases." in report
     assert "- Weights: 90.0 MB before, 23.0 MB after (ratio 0.26)." in report
     assert "| latency, batch 1 (ms) | 2.0 (p95 3.0) | 1.0 (p95 1.5) | 2.00 |" in report
 

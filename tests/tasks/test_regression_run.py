@@ -111,5 +111,6 @@ def test_the_quantized_run_says_nearly_the_same_in_the_same_units(run: Run, reci
     quantized, report = quantize(run, world.folder / "run-onnx-int8", recipe=recipe, runtime=CPU)
     assert quantized.fitted == run.fitted
     assert 0 <= report["agreement"] <= 1
+    assert report["agreement_means"] == "numbers within 5 % of the standard deviation of the training scores"
     before, after = report["before"]["rmse"]["value"], report["after"]["rmse"]["value"]
     assert after == pytest.approx(before, rel=0.5)

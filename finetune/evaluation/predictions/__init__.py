@@ -12,6 +12,7 @@ class Predictions(Protocol):
     """Answers, one for each thing that was asked: a row, or a query with all of its rows."""
 
     kind: ClassVar[str]
+    same: ClassVar[str]  # what `agrees` calls the same, as a report says it
 
     @property
     def rows(self) -> NDArray[Any]:

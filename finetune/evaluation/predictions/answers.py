@@ -32,6 +32,7 @@ class AnswerPredictions:
     no_answer: NDArray[Any]
     threshold: float | None = None
     kind: ClassVar[str] = "answers"
+    same: ClassVar[str] = "the same span, or none in both"
 
     @property
     def rows(self) -> NDArray[Any]:

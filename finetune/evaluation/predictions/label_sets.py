@@ -31,6 +31,7 @@ class LabelSetPredictions:
     thresholds: NDArray[Any]
     rule: ThresholdRule = "per-label"
     kind: ClassVar[str] = "labels"
+    same: ClassVar[str] = "exactly the same labels"
 
     @property
     def predicted(self) -> NDArray[Any]:

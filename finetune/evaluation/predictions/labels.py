@@ -19,6 +19,7 @@ class LabelPredictions:
     targets: NDArray[Any]
     probabilities: NDArray[Any]
     kind: ClassVar[str] = "label"
+    same: ClassVar[str] = "the same label"
 
     @property
     def predicted(self) -> NDArray[Any]:

@@ -28,6 +28,7 @@ class NumberPredictions:
     minimum: float = -math.inf
     maximum: float = math.inf
     kind: ClassVar[str] = "numbers"
+    same: ClassVar[str] = "numbers within 5 % of the standard deviation of the training scores"
 
     @property
     def rows(self) -> NDArray[Any]:

@@ -26,6 +26,7 @@ class RankingPredictions:
     relevance: NDArray[Any]
     candidate_rows: NDArray[Any]
     kind: ClassVar[str] = "ranking"
+    same: ClassVar[str] = "the same candidate first"
 
     @classmethod
     def grouped(

@@ -27,6 +27,7 @@ class EmbeddingPredictions:
 
     vectors: NDArray[Any]
     kind: ClassVar[str] = "embedding"
+    same: ClassVar[str] = "vectors with a cosine of at least 0.95"
 
     @property
     def rows(self) -> NDArray[Any]:
@@ -54,6 +55,7 @@ class SimilarityPredictions:
     values: NDArray[Any]
     targets: NDArray[Any]
     kind: ClassVar[str] = "similarity"
+    same: ClassVar[str] = "a cosine within 0.05"
 
     @classmethod
     def of(cls, first: Any, second: Any, scores: NDArray[Any]) -> Self:
@@ -172,6 +174,7 @@ class RetrievalPredictions:
     clustering: Clustering | None
     rows: NDArray[Any]
     kind: ClassVar[str] = "retrieval"
+    same: ClassVar[str] = "the same candidate first"
 
     @classmethod
     def of(cls, anchors: Any, candidates: Any, corpus: Corpus, topics: Sequence[str]) -> Self:

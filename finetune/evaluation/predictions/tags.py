@@ -49,6 +49,7 @@ class TagPredictions:
     predicted: tuple[Tags, ...]
     scores: tuple[NDArray[Any], ...]
     kind: ClassVar[str] = "tags"
+    same: ClassVar[str] = "the same entities"
 
     @property
     def rows(self) -> NDArray[Any]:
