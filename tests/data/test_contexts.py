@@ -108,6 +108,11 @@ def test_a_cleaner_that_reads_the_whole_text_is_followed_by_counting() -> None:
     assert place(13, "old the saw and the saw saw") == ([], "answer_lost_in_cleaning")  # which one would be a guess
 
 
+def test_an_answer_is_found_by_what_stands_before_it_when_cleaning_makes_more_of_the_same() -> None:
+    after, found, reason = kept("a saw beside a s<b>aw</b>", "saw", 2, "html")
+    assert (after, found, reason) == ("a saw beside a saw", [(2, "saw")], "")
+
+
 def test_an_answer_that_cleaning_takes_is_lost_and_named_so() -> None:
     before = "Write to <i>old@saw.com</i> today"
     assert kept(before, "<i>", 9, "html")[1:] == ([], "answer_lost_in_cleaning")
@@ -147,6 +152,28 @@ def test_each_token_knows_its_characters_of_the_context(tmp_path: Path) -> None:
             if start >= 0
         }
         assert [row["context"][start:end] for start, end in sorted(places)] == row["context"].split()
+
+
+@pytest.mark.parametrize(("answer", "place"), [("saw", 5), ("(saw)", 4), ("s", 5), ("aw) n", 6), (")", 8)])
+def test_the_answers_tokens_are_those_that_share_a_character_with_it(tmp_path: Path, answer: str, place: int) -> None:
+    """Signs that touch an answer are not part of it, and a token that it cuts is."""
+    context = "the (saw) new"
+    assert context.startswith(answer, place)
+    encoder = Encoder.of(pair_tokenizer(tmp_path), Limits(21))
+    answers = [[{"text": answer, "start": place}]]
+    encoded = encode_contexts(encoder, ["old"], [context], answers, max_question_length=64)
+    starts, ends, span = (
+        encoded.features[name].to_pylist()[0] for name in ("context_starts", "context_ends", "answer_span")
+    )
+    assert [context[start:end] for start, end in zip(starts, ends, strict=True) if end > 0] == [
+        "the", "(", "saw", ")", "new",
+    ]  # fmt: skip
+    sharing = [
+        token
+        for token, (start, end) in enumerate(zip(starts, ends, strict=True))
+        if start < place + len(answer) and end > place
+    ]
+    assert span == [sharing[0], sharing[-1]]
 
 
 def test_an_answer_that_no_window_sees_whole_is_counted_as_lost(tmp_path: Path) -> None:
