@@ -50,7 +50,7 @@ def _question(row: Row) -> Row:
 DATA_SETS = (
     DataSet(
         "banking77", "label", ("train.jsonl",), lambda row: {"text": row["text"], "label": row["label"]},
-        (2400, 1000, 4000), 300, "accuracy", "text-classification",
+        (4000, 1000, 4000), 750, "accuracy", "text-classification",
     ),
     DataSet(
         "sms_spam", "label", ("all.jsonl",), lambda row: {"text": row["text"], "label": row["label"]},

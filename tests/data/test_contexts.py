@@ -137,6 +137,17 @@ def test_windows_are_those_of_the_tokenizer(tmp_path: Path) -> None:
         assert encoded.text_tokens == sum(whole) - 3 * len(rows)
 
 
+def test_a_context_is_cut_on_the_side_on_which_the_tokenizer_cuts(tmp_path: Path) -> None:
+    tokenizer = pair_tokenizer(tmp_path)
+    tokenizer.truncation_side = "left"
+    encoder, context = Encoder.of(tokenizer, Limits(10)), "the old saw and a new saw today"
+    encoded = encode_contexts(encoder, ["my plum"], [context], None, max_question_length=64)
+    expected = tokenizer("my plum", context, truncation="only_second", max_length=10)
+    assert encoded.features["input_ids"].to_pylist() == [expected["input_ids"]]
+    places = zip(*(encoded.features[f"context_{name}"].to_pylist()[0] for name in ("starts", "ends")), strict=True)
+    assert " ".join(context[start:end] for start, end in places if start >= 0) == "and a new saw today"
+
+
 def test_each_token_knows_its_characters_of_the_context(tmp_path: Path) -> None:
     rows = question_rows(20, longest=50)
     encoder = Encoder.of(pair_tokenizer(tmp_path), Limits(24, "window", 5))

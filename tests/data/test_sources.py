@@ -680,6 +680,42 @@ def test_long_documents_of_columnar_files_become_python_values_in_parts(
     assert max(part.num_rows for part in parts) > 1
 
 
+# SQuAD
+
+
+def test_a_row_of_squad_is_a_question(parse: Any) -> None:
+    asked = {"question": "Which?", "id": "a", "answers": [{"text": "saw", "answer_start": 4}]}
+    impossible = {"question": "Why?", "id": "b", "is_impossible": True, "answers": [], "plausible_answers": [{}]}
+    content = {
+        "version": "v2.0",
+        "data": [
+            {"title": "Tools", "paragraphs": [{"context": "the saw", "qas": [asked, impossible]}]},
+            {"title": "More", "paragraphs": [{"context": "old", "qas": [{"question": "When?", "id": "c"}, 5]}, []]},
+            {"title": "Empty", "paragraphs": [{"context": "no questions", "qas": []}]},
+            {"title": "Broken"},
+            "no article",
+        ],
+    }
+    found = parse("squad", json.dumps(content))
+    assert [record.line for record in found] == list(range(1, 8))
+    assert [record.values for record in found[:3]] == [
+        {"context": "the saw", "question": "Which?", "answers": asked["answers"], "title": "Tools", "id": "a"},
+        {"context": "the saw", "question": "Why?", "answers": [], "title": "Tools", "id": "b"},
+        {"context": "old", "question": "When?", "title": "More", "id": "c"},
+    ]
+    assert [record.unreadable for record in found[3:]] == [
+        "not_a_question_of_squad", "not_a_paragraph_of_squad", "not_a_paragraph_of_squad", "not_an_object",
+    ]  # fmt: skip
+
+
+def test_new_rows_of_a_run_that_read_squad_are_read_so_too(tmp_path: Path) -> None:
+    path = write(tmp_path, "new.json", json.dumps({"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}))
+    assert [record.values["id"] for record in read(path, ("squad", {}))] == ["1"]
+    assert [record.values for record in read(write(tmp_path, "a.jsonl", '{"a": 1}\n'), ("squad", {}))] == [{"a": 1}]
+    with pytest.raises(FinetuneError, match="field `data`"):
+        read(write(tmp_path, "other.json", '{"rows": []}'), ("squad", {}))
+
+
 # Opening
 
 

@@ -129,7 +129,7 @@ def _may_be(name: str, path: str) -> bool:
         return own == name
     files = [child.name for child in Path(path).iterdir()] if Path(path).is_dir() else [path]
     found = {formats[suffix] for suffix in (suffixes(file)[0] for file in files) if suffix in formats}
-    return name in found or not found
+    return bool({name, sources.get(name).attributes.get("written_in")} & found) or not found
 
 
 def known_suffixes() -> list[str]:
