@@ -31,12 +31,11 @@ def pairs(true: Sequence[Entity], said: Sequence[Entity]) -> list[Pair]:
     errors of Chinchor and Sundheim, 1993, MUC-5, as in SemEval-2013 task 9: Segura-Bedmar et al., 2013). Both lists
     are in the order of the words, and no two entities of a list share any.
     """
-    candidates = sorted(
-        (not _same_words(one, other), -_shared(one, other), one, other) for one, other in _overlapping(true, said)
-    )
+    # two that have the same words share them with no other, so that nothing can come between them
+    candidates = sorted((-_shared(one, other), one, other) for one, other in _overlapping(true, said))
     partner: dict[Entity, Entity] = {}
     taken: set[Entity] = set()
-    for _, _, one, other in candidates:
+    for _, one, other in candidates:
         if one not in partner and other not in taken:
             partner[one] = other
             taken.add(other)
