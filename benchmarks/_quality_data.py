@@ -58,7 +58,7 @@ DATA_SETS = (
     ),
     DataSet(
         "goemotions", "labels", ("train.jsonl",), lambda row: {"text": row["text"], "labels": row["labels"]},
-        (2400, 1000, 4000), 300, "f1-micro", "multi-label",
+        (4000, 1000, 4000), 750, "f1-micro", "multi-label",
     ),
     DataSet(
         "complex_lcp", "number", ("train.jsonl", "dev.jsonl"), _pair,

@@ -12,7 +12,7 @@ from finetune.artifacts import FeatureTable, Run
 from finetune.data.tokenization import Encoded, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluation.predictions import Predictions
-from finetune.models.loading import ModelSettings, check_weights, find_model, load_tokenizer
+from finetune.models.loading import ModelSettings, check_weights, find_model, load_model, load_tokenizer
 from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.runtime import Runtime
@@ -79,7 +79,7 @@ def open_run(run: Run, runtime: Runtime) -> Predictor:
     encoder = Encoder.of(tokenizer, Limits(**run.limits))
     rest = (tokenizer, task, spec, run.labels)
     if run.format == "transformers":
-        loaded = task.build_model(run.model_folder, run.labels, model_settings(recipe, runtime))
+        loaded = load_model(run.model_folder, task.head(run.labels), model_settings(recipe, runtime))
         if loaded.new_parameters:
             raise FinetuneError(
                 f"{run.model_folder}: damaged, lacks {', '.join(sorted(loaded.new_parameters)[:3])}; train again"
@@ -104,7 +104,7 @@ def open_pretrained(run: Run, runtime: Runtime) -> Predictor:
     tokenizer = load_tokenizer(folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
     torch.manual_seed(recipe.seed)
     device = runtime.torch_device()
-    model = task.build_model(folder, run.labels, model_settings(recipe, runtime)).model.to(device).eval()
+    model = load_model(folder, task.head(run.labels), model_settings(recipe, runtime)).model.to(device).eval()
     encoder = Encoder.of(tokenizer, Limits(**run.limits))
     return Predictor(
         model, partial(task.forward, model), tokenizer, task, spec, run.labels, device, encoder, run.fitted

@@ -13,7 +13,7 @@ from finetune.data.checks import Finding
 from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.fingerprints import rows_part, tokens_inputs
-from finetune.models.loading import check_context, context_length, find_model, load_tokenizer
+from finetune.models.loading import check_context, check_kind, context_length, find_model, load_tokenizer
 from finetune.preparation.deciding import Deciding
 from finetune.preparation.encoding import Tokens, text_batches, write_splits
 from finetune.preparation.reporting import rows_report, short_report, tokens_report
@@ -40,8 +40,8 @@ from finetune.tasks import open_task
 
 # A note is due when cleaning throws away a larger share of the rows than this
 MANY_DROPPED = 0.1
-# `max_length: auto` reads this many rows at most, and takes the length that this share of them keeps within
 DEFAULT_STRIDE = 32  # tokens that two windows share, at most a quarter of a window
+# `max_length: auto` reads this many rows at most, and takes the length that this share of them keeps within
 AUTO_LENGTH_ROWS = 50_000
 AUTO_LENGTH_QUANTILE = 0.99
 
@@ -65,6 +65,8 @@ def prepare(
     progress = progress or Silent()
     columns, spec = columns_of(recipe)
     model_folder = find_model(recipe.model, allow_code=allow_code)
+    task, _ = open_task(recipe.task.name, recipe.task.options)
+    check_kind(model_folder, task.head(()).kind, allow_code=allow_code)
     # described before it is read: a file that is edited meanwhile makes the result stale, never wrongly fresh
     inputs = inputs or tokens_inputs(recipe, allow_code=allow_code)
     rows_fingerprint = fingerprint(rows_part(inputs))

@@ -33,7 +33,7 @@ from finetune.evaluation.statistics import point
 from finetune.fingerprints import differences, run_inputs
 from finetune.inference import Outputs, Predictor, model_settings, run_model
 from finetune.models.freezing import apply_freezing
-from finetune.models.loading import check_weights, find_model, load_tokenizer, quiet_transformers, read_json
+from finetune.models.loading import check_weights, find_model, load_model, load_tokenizer, quiet_transformers, read_json
 from finetune.progress import Progress, Silent
 from finetune.recipe import EarlyStopping, Recipe
 from finetune.reports.plots import plot_loss_curve
@@ -198,7 +198,7 @@ class _Training:
         accelerator = runtime.accelerator()
         task, spec = open_task(recipe.task.name, recipe.task.options)
         torch.manual_seed(recipe.seed)  # the new head is drawn from it
-        loaded = task.build_model(model_folder, self.data.labels, model_settings(recipe, runtime))
+        loaded = load_model(model_folder, task.head(self.data.labels), model_settings(recipe, runtime))
         for notice in loaded.notices:
             self.progress.note(notice)
         freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)

@@ -20,8 +20,8 @@ from finetune import registry
 from finetune.registry import Entry, Registry
 from finetune.tasks import PreparesRows, Task, TaskSpec, open_task
 
-PREPARING_MEMBERS = {"columns", "encode"}
-TASK_MEMBERS = {*PREPARING_MEMBERS, "build_model", "collate", "forward", "loss", "decode"}
+PREPARING_MEMBERS = {"columns", "encode", "head"}
+TASK_MEMBERS = {*PREPARING_MEMBERS, "collate", "forward", "loss", "decode"}
 OPTIONAL_MEMBERS = {"save_extras"}
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
 from finetune.models.dropout import set_dropout
-from finetune.models.families import AUTO_CLASSES, NEEDS, TEXT_FAMILIES, check_family
+from finetune.models.families import AUTO_CLASSES, NEEDS, TEXT_FAMILIES, Kind, check_family
 from finetune.models.folders import PICKLES, foreign_weights, hub_folder, package_folder
 from finetune.models.heads import Head, apply_plan, listed, plan_head, set_labels
 
@@ -191,6 +191,12 @@ def check_context(folder: Path, tokenizer: Any, max_length: int) -> None:
         )
 
 
+def check_kind(folder: Path, kind: Kind, *, allow_code: bool = False) -> None:
+    """Raise FinetuneError for a model that cannot do what a task needs; only its configuration is read."""
+    with quiet_transformers():
+        check_family(_read_config(folder, allow_code=allow_code), kind)
+
+
 def load_model(folder: Path, head: Head, settings: ModelSettings) -> LoadedModel:
     """Load a pretrained model under the head that a task needs.
 
@@ -199,7 +205,7 @@ def load_model(folder: Path, head: Head, settings: ModelSettings) -> LoadedModel
     Raises FinetuneError for a model of another kind, and for settings that this model or machine does not have.
     """
     with quiet_transformers():
-        config = _read_config(folder, settings)
+        config = _read_config(folder, allow_code=settings.allow_code)
         check_family(config, head.kind)
         plan = plan_head(config, head)
         trained_for = getattr(config, "problem_type", None)
@@ -220,11 +226,11 @@ def load_model(folder: Path, head: Head, settings: ModelSettings) -> LoadedModel
     return LoadedModel(model, new | changed, notices + more)
 
 
-def _read_config(folder: Path, settings: ModelSettings) -> Any:
+def _read_config(folder: Path, *, allow_code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=settings.allow_code)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=allow_code)
     except (OSError, ValueError, KeyError) as error:
         raise FinetuneError(
             f"{folder}: expected a configuration that transformers knows, found another: {first_line(error)}"

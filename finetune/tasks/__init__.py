@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finetune.artifacts import FeatureTable
-    from finetune.models.loading import LoadedModel, ModelSettings
+    from finetune.models.heads import Head
 
 Row = Mapping[str, Any]
 Fitted = Mapping[str, Any]
@@ -49,12 +49,12 @@ class PreparesRows(Protocol):
     def encode(self, rows: Mapping[str, Sequence[Any]], encoder: Encoder, labels: Sequence[str]) -> Encoded:
         """Return the features of rows that are given column by column; targets only where the rows have them."""
 
+    def head(self, labels: Sequence[str]) -> Head:
+        """Return what the task needs on top of the pretrained model."""
+
 
 class Task(PreparesRows, Protocol):
     """What a task has to do. `fitted` is what was fitted on the data beside the weights, and stays with the run."""
-
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
-        """Load the pretrained model in `folder` under the head that the task needs."""
 
     def collate(self, features: Sequence[Mapping[str, Any]], tokenizer: Any) -> Batch:
         """Pad the features of a few windows into one batch of tensors."""

@@ -27,6 +27,7 @@ from pydantic import Field
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
 from finetune.errors import FinetuneError
+from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.contrastive import (
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
     from finetune.artifacts import FeatureTable
     from finetune.evaluation.predictions import Predictions
-    from finetune.models.loading import LoadedModel, ModelSettings
 
 Rows = Literal["pairs", "triplets", "scored"]
 Loss = Literal["in-batch-negatives", "triplet-margin", "cosine", "cosent"]
@@ -140,12 +140,9 @@ class Embedding:
         topic = {} if rows == "scored" else {"topic": Column("label", required=False)}
         self.columns: Mapping[str, Column] = {**{role: Column("text") for role in PARTS[rows]}, **last, **topic}
 
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:  # noqa: ARG002
-        """Load an encoder without a head."""
-        from finetune.models.heads import Head
-        from finetune.models.loading import load_model
-
-        return load_model(folder, Head("none"), settings)
+    def head(self, labels: Sequence[str]) -> Head:  # noqa: ARG002
+        """Return that an encoder is needed, without a head."""
+        return Head("none")
 
     def encode(
         self,

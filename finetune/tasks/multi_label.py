@@ -24,7 +24,6 @@ label-ranking average precision, macro average precision and macro ROC AUC.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -32,6 +31,7 @@ from pydantic import Field
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
 from finetune.evaluation.sections import Matrix, Section, Table
+from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from finetune.artifacts import FeatureTable
     from finetune.evaluation.predictions.label_sets import LabelSetPredictions
-    from finetune.models.loading import LoadedModel, ModelSettings
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 NONE = "(none)"
@@ -192,13 +191,9 @@ class MultiLabel:
     def __init__(self, *, threshold: Literal["per-label", "global"] | Threshold = "per-label") -> None:
         self._threshold = threshold
 
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
-        """Load an encoder (or decoder) under a classification head, in which new labels begin as rare ones."""
-        from finetune.models.heads import Head
-        from finetune.models.loading import load_model
-
-        head = Head("sequence", tuple(labels), problem="multi_label_classification", prior=PRIOR)
-        return load_model(folder, head, settings)
+    def head(self, labels: Sequence[str]) -> Head:
+        """Return a classification head with an output for each label, in which new labels begin as rare ones."""
+        return Head("sequence", tuple(labels), problem="multi_label_classification", prior=PRIOR)
 
     def encode(self, rows: Mapping[str, Sequence[Any]], encoder: Encoder, labels: Sequence[str]) -> Encoded:
         """Return token ids and, where the rows have labels, a 0 or 1 for each label there is."""

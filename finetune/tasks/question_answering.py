@@ -15,7 +15,6 @@ of SQuAD's evaluation script (Rajpurkar et al. 2016 and 2018).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -23,6 +22,7 @@ from pydantic import Field
 from finetune.data.contexts import NO_ANSWER, OUTSIDE, encode_contexts
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
+from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.answer_reports import describe, details, difficulty, example, sections
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from finetune.artifacts import FeatureTable
     from finetune.evaluation.predictions.answers import AnswerPredictions
-    from finetune.models.loading import LoadedModel, ModelSettings
 
 NO_SPAN = -1e9  # the score of the best span where no window has a token of the context
 
@@ -88,12 +87,9 @@ class QuestionAnswering:
         self._max_answer_length, self._max_question_length = max_answer_length, max_question_length
         self._no_answer = no_answer
 
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:  # noqa: ARG002
-        """Load an encoder under a head with two scores for each token."""
-        from finetune.models.heads import Head
-        from finetune.models.loading import load_model
-
-        return load_model(folder, Head("spans"), settings)
+    def head(self, labels: Sequence[str]) -> Head:  # noqa: ARG002
+        """Return a head with two scores for each token."""
+        return Head("spans")
 
     def encode(
         self,

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
 from finetune.errors import FinetuneError
+from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.ranking_reports import describe, details, difficulty, example, sections
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from finetune.artifacts import FeatureTable
     from finetune.evaluation.predictions.rankings import RankingPredictions
-    from finetune.models.loading import LoadedModel, ModelSettings
 
 Rows = Literal["graded", "positives"]
 Loss = Literal["pointwise", "listwise"]
@@ -84,12 +83,9 @@ class Ranking:
         self.columns: Mapping[str, Column] = COLUMNS[rows]
         self._loss = loss
 
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:  # noqa: ARG002
-        """Load an encoder under a head with one score."""
-        from finetune.models.heads import Head
-        from finetune.models.loading import load_model
-
-        return load_model(folder, Head("sequence", outputs=1), settings)
+    def head(self, labels: Sequence[str]) -> Head:  # noqa: ARG002
+        """Return a head with one score."""
+        return Head("sequence", outputs=1)
 
     def encode(
         self,

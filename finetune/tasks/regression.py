@@ -24,13 +24,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
+from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.number_reports import details, difficulty, example, sections
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from finetune.artifacts import FeatureTable
     from finetune.evaluation.predictions.numbers import NumberPredictions
-    from finetune.models.loading import LoadedModel, ModelSettings
 
 TEXT_ROLES = ("text", "text_pair")
 # The other columns of rows and of a split's file: a role of that name would stand there twice
@@ -130,13 +129,10 @@ class Regression:
         self._targets, self._loss, self._delta = tuple(targets), loss, delta
         self._range = (-math.inf if minimum is None else minimum, math.inf if maximum is None else maximum)
 
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:  # noqa: ARG002
-        """Load an encoder (or decoder) under a head with one output for each target."""
-        from finetune.models.heads import Head
-        from finetune.models.loading import load_model
-
+    def head(self, labels: Sequence[str]) -> Head:  # noqa: ARG002
+        """Return a head with one output for each target."""
         names = self._targets if len(self._targets) > 1 else ()  # one number goes on from one, whatever its name
-        return load_model(folder, Head("sequence", names, outputs=len(self._targets), problem="regression"), settings)
+        return Head("sequence", names, outputs=len(self._targets), problem="regression")
 
     def encode(self, rows: Mapping[str, Sequence[Any]], encoder: Encoder, labels: Sequence[str]) -> Encoded:  # noqa: ARG002
         """Return token ids and, where the rows have them, their scores: a list with one number for each target."""

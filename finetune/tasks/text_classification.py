@@ -9,12 +9,12 @@ weighted and per label; log loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
 from finetune.evaluation.sections import Matrix, Section, Table
+from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from finetune.artifacts import FeatureTable
     from finetune.evaluation.predictions.labels import LabelPredictions
-    from finetune.models.loading import LoadedModel, ModelSettings
 
 
 def describe(predictions: LabelPredictions, answer: int, row: Row) -> dict[str, Any]:  # noqa: ARG001
@@ -104,12 +103,9 @@ class TextClassification:
 
     columns = {"text": Column("text"), "text_pair": Column("text", required=False), "label": Column("label")}  # noqa: RUF012 -- read-only
 
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
-        """Load an encoder (or decoder) under a classification head."""
-        from finetune.models.heads import Head
-        from finetune.models.loading import load_model
-
-        return load_model(folder, Head("sequence", tuple(labels), problem="single_label_classification"), settings)
+    def head(self, labels: Sequence[str]) -> Head:
+        """Return a classification head with an output for each label."""
+        return Head("sequence", tuple(labels), problem="single_label_classification")
 
     def encode(self, rows: Mapping[str, Sequence[Any]], encoder: Encoder, labels: Sequence[str]) -> Encoded:
         """Return token ids and, where the rows have a label, its index."""

@@ -20,13 +20,13 @@ strict IOB2, and lenient, its default.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.data.ownership import NO_WORD, deciding_words
 from finetune.data.rows import Column
 from finetune.data.tagging import OUTSIDE, entities
 from finetune.data.tokenization import NO_TARGET, Encoded, Encoder, WordWindow, nested
+from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from finetune.artifacts import FeatureTable
     from finetune.evaluation.predictions.tags import TagPredictions
-    from finetune.models.loading import LoadedModel, ModelSettings
 
 SPEC = TaskSpec(
     kind="tags",
@@ -80,12 +79,9 @@ class TokenClassification:
         self._every_token = align == "all"
         self._constrained = decoding == "constrained"
 
-    def build_model(self, folder: Path, labels: Sequence[str], settings: ModelSettings) -> LoadedModel:
-        """Load an encoder under a head with one output for each tag."""
-        from finetune.models.heads import Head
-        from finetune.models.loading import load_model
-
-        return load_model(folder, Head("tokens", tuple(tag_names(labels))), settings)
+    def head(self, labels: Sequence[str]) -> Head:
+        """Return a head with one output for each tag."""
+        return Head("tokens", tuple(tag_names(labels)))
 
     def encode(self, rows: Mapping[str, Sequence[Any]], encoder: Encoder, labels: Sequence[str]) -> Encoded:
         """Return token ids, the word that each token decides (-1: none) and, where there are tags, their indices."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import finetune.prepare
 from finetune.artifacts import PreparedData, Run
 from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
@@ -16,8 +18,10 @@ from finetune.evaluate import evaluate
 from finetune.inference import open_run, run_model
 from finetune.pipeline import Job
 from finetune.predict import Answering
+from finetune.prepare import prepare
 from finetune.runtime import Runtime
 from tests.conftest import FILLER, LABEL_WORDS
+from tests.models.world import save
 from tests.preparation.world import World, columns_of, plain_rows, tagged_rows
 
 
@@ -84,10 +88,11 @@ def test_a_stride_that_leaves_no_new_tokens_is_refused(world: World) -> None:
         world.prepare(long_rows(60), model={**WINDOWS, "stride": 10})
 
 
-@pytest.mark.parametrize(("length", "stride"), [(12, 3), (40, 10), (200, 32)])
+@pytest.mark.parametrize(("length", "stride"), [(12, 3), (40, 10), (64, 12)])
 def test_windows_share_a_part_of_their_tokens_when_the_recipe_does_not_say_how_many(
-    world: World, length: int, stride: int
+    world: World, length: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(finetune.prepare, "DEFAULT_STRIDE", 12)
     data = world.prepare(long_rows(60), model={"max_length": length, "overflow": "window"})
     assert data.limits["stride"] == stride
 
@@ -138,6 +143,21 @@ def test_an_automatic_length_is_no_more_than_the_model_reads(world: World) -> No
 def test_a_length_that_the_model_cannot_read_is_refused(world: World) -> None:
     with pytest.raises(FinetuneError, match="64"):
         world.prepare(plain_rows(30), model={"max_length": 65})
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "message"),
+    [("vit", "text-classification", "which has no such head"), ("bart", "embedding", "an encoder and a decoder")],
+)
+def test_a_model_of_another_kind_is_refused_before_a_row_is_read(
+    world: World, family: str, task: str, message: str, tmp_path: Path
+) -> None:
+    save(family, tmp_path / family)
+    recipe = world.recipe(plain_rows(30), task=task, model={"id": str(tmp_path / family)})
+    (tmp_path / "recipe.jsonl").unlink()
+    with pytest.raises(FinetuneError, match=rf"model\.id: expected an? .*{message}.*Families that fit: BERT"):
+        prepare(recipe, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.fixture

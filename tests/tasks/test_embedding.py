@@ -23,7 +23,7 @@ from finetune.evaluation.predictions.similarities import (
     unit_vectors,
 )
 from finetune.evaluation.statistics import point
-from finetune.models.loading import ModelSettings, load_tokenizer
+from finetune.models.loading import ModelSettings, load_model, load_tokenizer
 from finetune.registry import tasks
 from finetune.tasks import Batch, open_task
 from finetune.tasks.contrastive import also_right, cosent_losses, cosine_errors, in_batch_losses, triplet_losses
@@ -61,7 +61,7 @@ def run(options: dict[str, Any], rows: list[dict[str, Any]], model: Path) -> tup
     """Return the outputs of the pretrained model for rows, with their batch and features."""
     task, _ = open_task("embedding", options)
     batch, features = batch_of(options, rows, model)
-    loaded = task.build_model(model, [], ModelSettings()).model.eval()
+    loaded = load_model(model, task.head([]), ModelSettings()).model.eval()
     with torch.no_grad():
         return task.forward(loaded, batch.inputs), batch, features
 
@@ -120,7 +120,7 @@ def test_pooling_is_the_mean_over_tokens_or_the_first_of_them(still_model: Path)
     for pooling in ("mean", "cls"):
         task, _ = open_task("embedding", {"pooling": pooling, "normalize": False})
         batch, _ = batch_of({}, PAIRS, still_model)
-        model = task.build_model(still_model, [], ModelSettings()).model.eval()
+        model = load_model(still_model, task.head([]), ModelSettings()).model.eval()
         with torch.no_grad():
             tokens = model(**batch.inputs).last_hidden_state
             found = task.forward(model, batch.inputs)
@@ -357,7 +357,7 @@ def test_learning_pairs_brings_them_together(still_model: Path) -> None:
     task, _ = open_task("embedding", {})
     batch, features = batch_of({}, rows, still_model)
     torch.manual_seed(0)
-    model = task.build_model(still_model, [], ModelSettings()).model
+    model = load_model(still_model, task.head([]), ModelSettings()).model
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     scores = []
     for _ in range(40):

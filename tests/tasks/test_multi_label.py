@@ -19,7 +19,7 @@ from finetune.errors import FinetuneError, RecipeError
 from finetune.evaluate import evaluate
 from finetune.evaluation.predictions.label_sets import LabelSetPredictions, fit_thresholds
 from finetune.evaluation.sections import Matrix, Table
-from finetune.models.loading import ModelSettings, load_tokenizer
+from finetune.models.loading import ModelSettings, load_model, load_tokenizer
 from finetune.pipeline import Job
 from finetune.predict import Answering
 from finetune.prepare import prepare
@@ -109,24 +109,24 @@ def test_batches_have_targets_where_the_rows_have_labels(tiny_model: Path) -> No
 
 def test_a_new_head_begins_with_rare_labels_and_a_trained_one_stays_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
     task, _ = open_task("multi-label", {})
-    loaded = task.build_model(tiny_model, LABELS, ModelSettings())
+    loaded = load_model(tiny_model, task.head(LABELS), ModelSettings())
     assert loaded.model.classifier.bias.sigmoid().tolist() == pytest.approx([0.1] * 3)
     assert loaded.model.config.problem_type == "multi_label_classification"
     torch.nn.init.constant_(loaded.model.classifier.bias, 0.7)
     loaded.model.save_pretrained(tmp_path)
     load_tokenizer(tiny_model).save_pretrained(tmp_path)
-    again = task.build_model(tmp_path, LABELS, ModelSettings())
+    again = load_model(tmp_path, task.head(LABELS), ModelSettings())
     assert again.model.classifier.bias.tolist() == pytest.approx([0.7] * 3)
 
 
 def test_labels_that_a_checkpoint_knows_keep_their_biases_among_new_ones(tiny_model: Path, tmp_path: Path) -> None:
     task, _ = open_task("multi-label", {})
-    trained = task.build_model(tiny_model, LABELS[:2], ModelSettings())
+    trained = load_model(tiny_model, task.head(LABELS[:2]), ModelSettings())
     with torch.no_grad():
         trained.model.classifier.bias.copy_(torch.tensor([1.0, 2.0]))
     trained.model.save_pretrained(tmp_path)
     load_tokenizer(tiny_model).save_pretrained(tmp_path)
-    again = task.build_model(tmp_path, [LABELS[2], *LABELS[:2]], ModelSettings())
+    again = load_model(tmp_path, task.head([LABELS[2], *LABELS[:2]]), ModelSettings())
     assert again.model.classifier.bias.tolist() == pytest.approx([-2.1972246, 1.0, 2.0])
 
 
@@ -163,7 +163,7 @@ def test_gradients_do_not_depend_on_the_micro_batches(still_model: Path, overflo
     features = feature_table(task.encode({"text": texts, "labels": SETS}, encoder, LABELS).features)
     windows = [features[index] for index in range(len(features))][:8]
     torch.manual_seed(0)
-    model = task.build_model(still_model, LABELS, ModelSettings()).model.train()
+    model = load_model(still_model, task.head(LABELS), ModelSettings()).model.train()
 
     def gradients(size: int) -> torch.Tensor:
         model.zero_grad()

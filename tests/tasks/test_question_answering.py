@@ -250,7 +250,9 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_ends_over_the_places_of_an_a
 def test_padding_and_company_do_not_change_the_loss(world: World) -> None:
     data = prepared(world, question_rows(60, longest=50, unanswerable=5))
     task, tokenizer = open_task("question-answering", {})[0], load_tokenizer(world.model)
-    model = task.build_model(world.model, [], finetune.models.loading.ModelSettings()).model.eval()
+    model = finetune.models.loading.load_model(
+        world.model, task.head([]), finetune.models.loading.ModelSettings()
+    ).model.eval()
     features = data.split("train").features
     sums = []
     for size in (1, 3, len(features)):

@@ -20,7 +20,7 @@ from finetune.evaluate import evaluate
 from finetune.evaluation.predictions.rankings import RankingPredictions
 from finetune.inference import Predictor, run_model
 from finetune.models.freezing import apply_freezing
-from finetune.models.loading import ModelSettings, load_tokenizer
+from finetune.models.loading import ModelSettings, load_model, load_tokenizer
 from finetune.predict import Answering
 from finetune.prepare import check, prepare
 from finetune.progress import Silent
@@ -98,7 +98,7 @@ def encode(rows: Sequence[Mapping[str, Any]], folder: Path, *, max_length: int =
 def make_learner(folder: Path, options: dict[str, Any]) -> Learner:
     torch.manual_seed(3)
     task, _ = open_task("ranking", options)
-    loaded = task.build_model(folder, [], ModelSettings())
+    loaded = load_model(folder, task.head([]), ModelSettings())
     freezing = apply_freezing(loaded.model, "none", {}, loaded.new_parameters)
     accelerator = Runtime(device="cpu").accelerator()
     model, optimizer = accelerator.prepare(loaded.model, adamw(loaded.model.named_parameters(), 1e-3))

@@ -16,7 +16,7 @@ from finetune.data.tokenization import Encoder, Limits
 from finetune.evaluation.predictions.numbers import NumberPredictions
 from finetune.inference import Predictor, run_model
 from finetune.models.freezing import apply_freezing
-from finetune.models.loading import ModelSettings, load_tokenizer
+from finetune.models.loading import ModelSettings, load_model, load_tokenizer
 from finetune.runtime import Runtime
 from finetune.tasks import Batch, open_task
 from finetune.training.batching import step_groups
@@ -65,7 +65,7 @@ def fitted_on(rows: Rows, targets: Sequence[str] = TWO) -> dict[str, Any]:
 def make_learner(folder: Path, rows: Rows, targets: Sequence[str] = TWO, **options: Any) -> Learner:
     torch.manual_seed(3)
     task, _ = open_task("regression", {"targets": list(targets), **options})
-    loaded = task.build_model(folder, [], ModelSettings())
+    loaded = load_model(folder, task.head([]), ModelSettings())
     freezing = apply_freezing(loaded.model, "none", {}, loaded.new_parameters)
     accelerator = Runtime(device="cpu").accelerator()
     model, optimizer = accelerator.prepare(loaded.model, adamw(loaded.model.named_parameters(), 1e-3))

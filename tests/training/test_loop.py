@@ -14,7 +14,7 @@ from finetune.artifacts import FeatureTable, feature_table
 from finetune.data.tokenization import Encoder, Limits
 from finetune.inference import Predictor, run_model
 from finetune.models.freezing import apply_freezing, set_training_mode
-from finetune.models.loading import ModelSettings, load_tokenizer
+from finetune.models.loading import ModelSettings, load_model, load_tokenizer
 from finetune.runtime import Runtime
 from finetune.tasks import open_task
 from finetune.training.batching import step_groups
@@ -38,7 +38,7 @@ def make_learner(
 ) -> Learner:
     torch.manual_seed(3)
     task, _ = open_task("text-classification", {})
-    loaded = task.build_model(folder, LABELS, ModelSettings())
+    loaded = load_model(folder, task.head(LABELS), ModelSettings())
     freezing = apply_freezing(loaded.model, freeze, options or {}, loaded.new_parameters)
     accelerator = Runtime(device="cpu").accelerator()
     optimizer = adamw(loaded.model.named_parameters(), learning_rate)
