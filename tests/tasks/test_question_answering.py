@@ -22,6 +22,8 @@ from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate
 from finetune.evaluation.predictions.answers import AnswerPredictions
+from finetune.evaluation.statistics import bootstrap
+from finetune.inference import open_run
 from finetune.models.loading import load_tokenizer
 from finetune.pipeline import Job
 from finetune.predict import Answering
@@ -128,6 +130,16 @@ def test_as_many_questions_are_judged_as_the_split_has_rows(world: World) -> Non
         assert 0 <= found["probability"] <= 1
     exact = [(answer["answer"] or "") in (texts or [""]) for answer, texts in zip(answers, judged, strict=True)]
     assert report["metrics"]["exact-match"]["value"] == pytest.approx(np.mean(exact))
+
+    split = job.data().split("test")
+    predictions = open_run(run, Runtime(threads=1)).predict(split.rows, split.features, 64)
+    contexts = [row["context"] for row in split.rows]
+    _, first, context = np.unique(contexts, return_index=True, return_inverse=True)
+    by_context = np.argsort(np.argsort(first))[context]  # contexts are numbered as they come
+    names = ["exact-match", "answer-f1", "no-answer-accuracy"]
+    drawn = bootstrap(names, predictions, recipe.seed, by_context)
+    assert report["metrics"] == {name: interval.as_json() for name, interval in drawn.items()}
+    assert report["intervals"]["units"] == by_context.max() + 1 < len(split)
 
 
 def test_rows_that_cannot_be_right_are_named_by_their_line(world: World) -> None:
