@@ -355,7 +355,7 @@ def test_answers_about_words_are_those_of_the_evaluation_wherever_windows_end(wi
 
 def test_a_question_may_be_a_text_or_words_and_what_is_neither_is_answered_by_its_reason(windowed: Run) -> None:
     lines = [
-        "the  apple, today",
+        "the  apple, big",
         json.dumps({"text": "a hammer"}),
         json.dumps({"tokens": []}),
         json.dumps({"tokens": 5}),
