@@ -30,7 +30,7 @@ def recipe_of(job: dict[str, Any]) -> dict[str, Any]:
         "seed": job["seed"],
         "data": {  # the split was made without repeats: not a row more may go
             "source": job["files"], "duplicates": "keep", "near_duplicates": "off", "conflicts": "keep",
-            "leaks": "report",
+            "leaks": "report", "columns": {role: role for role in job["optional"]},
         },
         "model": {"id": job["model"], "max_length": job["max_length"], **job["model_settings"]},
         "train": {

@@ -48,6 +48,7 @@ class Bench:
         return {
             "data": data_set.name, "kind": data_set.kind, "task": data_set.task, "score": data_set.score,
             "files": {name: str(path) for name, path in files.items()}, "model": str(self.model),
+            "optional": [role for role in read_rows(files["train"])[0] if role == "text_pair"],
             "max_length": data_set.max_length, "stride": data_set.model.get("stride", 0),
             "model_settings": data_set.model, "batch_size": data_set.batch_size,
             "steps": self.steps or data_set.steps, "learning_rate": learning_rate, "seed": seed,

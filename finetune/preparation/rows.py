@@ -209,6 +209,7 @@ def find_faults(
     }
     if recipe.data.conflicts == "error":
         settings["conflicting-labels"] = ("off", {})  # it stands among the problems already, with its lines
+    task, _ = open_task(recipe.task.name, recipe.task.options)
     rows = CheckInput(
         columns=columns,
         values={role: decided.rows.column(role) for role in columns},
@@ -225,6 +226,7 @@ def find_faults(
         label_map=recipe.data.label_map,
         label_separator=recipe.data.label_separator,
         label_columns=recipe.data.label_columns,
+        optional=[role for role in task.columns if role not in columns],
         learned=deciding.spec.label_role or "",
     )
     order = ("error", "warning", "note")

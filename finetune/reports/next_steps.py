@@ -33,6 +33,7 @@ ADVICE = {
     "encoding-damage": "Add `unicode` to `data.clean`, or save the source again as UTF-8.",
     "constant-columns": "Check `data.columns`: a column that never changes teaches nothing.",
     "id-like-columns": "Check `data.columns`: a column with a new value in every row teaches nothing.",
+    "unread-columns": "Name the columns that the task can read in `data.columns`, or turn the check off.",
     "label-leakage": "Take the label's name out of the texts, or be sure that it will be there in use, too.",
     "too-few-rows": "Add rows: with so few, scores say little and the model learns little.",
     "missing-values": "Give the rows their missing values, or say in `data.missing` what to do without them.",

@@ -182,6 +182,20 @@ def test_a_column_that_should_mark_its_label_and_is_not_there_is_named(world: Wo
         world.prepare(rows, task="multi-label", data={"label_columns": ["angri"]})
 
 
+def test_a_column_that_the_task_could_read_and_the_recipe_does_not_name_is_told(world: World) -> None:
+    rows = [{**row, "text_pair": "and so on", "topic": "x"} for row in plain_rows(60)]
+    (found,) = findings(world.check(rows), "unread-columns")
+    assert found["severity"] == "warning"
+    assert found["message"].startswith("The task can read 'text_pair', which the file has")
+    assert "data.columns: {text_pair: text_pair}" in found["message"]
+    named = {"text": "body", "label": "intent", "text_pair": "text_pair"}
+    under_another_role = {"text": "text_pair", "label": "intent"}
+    for columns in (named, under_another_role):
+        assert not findings(world.check(rows, data={"columns": columns}), "unread-columns")
+    empty = [{**row, "text_pair": None} for row in plain_rows(60)]
+    assert not findings(world.check(empty), "unread-columns")
+
+
 def test_the_order_of_labels_is_no_contradiction(world: World) -> None:
     rows = [{"text": row["body"], "labels": ["a", "b"] if n % 2 else ["c"]} for n, row in enumerate(plain_rows(60))]
     again = [{"text": rows[1]["text"], "labels": ["b", "a"]}, {"text": rows[3]["text"], "labels": ["b"]}]

@@ -1,4 +1,4 @@
-"""Checks of the file's columns, used or not: constant ones, and those that only number the rows."""
+"""Checks of the file's columns, used or not: constant ones, those that only number the rows, and those passed over."""
 
 from __future__ import annotations
 
@@ -68,6 +68,21 @@ def _constant_label(rows: CheckInput) -> list[Outcome]:
 def _constant(rows: CheckInput, role: str) -> bool:
     column = rows.values.get(role)
     return column is None or len(column) < 2 or all(value == column[0] for chunk in column.chunks for value in chunk)
+
+
+@checks.register("unread-columns", severity="warning")
+def unread_columns(rows: CheckInput) -> list[Outcome]:
+    """Find columns that are called as something that the task can read, and that the recipe does not name."""
+    used = set(rows.used.values())
+    found = [
+        role for role in rows.optional if role not in used and any(row.get(role) is not None for row in rows.sample)
+    ]
+    named = ", ".join(f"{role}: {role}" for role in found)
+    message = (
+        f"The task can read {listed([repr(role) for role in found])}, which the file has and the recipe does not name: "
+        f"nothing is learned from it. Set data.columns: {{{named}}}, or data.checks.unread-columns: off."
+    )
+    return [Outcome(len(found), message)] if found else []
 
 
 @checks.register("id-like-columns", severity="note")

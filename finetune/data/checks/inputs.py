@@ -87,6 +87,7 @@ class CheckInput:
     label_map: Mapping[str, str] = field(default_factory=dict)
     label_separator: str | None = None
     label_columns: Sequence[str] = ()
+    optional: Sequence[str] = ()  # roles that the task could read beside those of `columns`
     learned: str | None = None  # the role of the target, where it is not the first of a target's kind
 
     def __len__(self) -> int:
