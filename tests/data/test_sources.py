@@ -685,7 +685,13 @@ def test_long_documents_of_columnar_files_become_python_values_in_parts(
 
 def test_a_row_of_squad_is_a_question(parse: Any) -> None:
     asked = {"question": "Which?", "id": "a", "answers": [{"text": "saw", "answer_start": 4}]}
-    impossible = {"question": "Why?", "id": "b", "is_impossible": True, "answers": [], "plausible_answers": [{}]}
+    impossible = {
+        "question": "Why?",
+        "id": "b",
+        "is_impossible": True,
+        "answers": [{"text": "the"}],
+        "plausible_answers": [{}],
+    }
     content = {
         "version": "v2.0",
         "data": [

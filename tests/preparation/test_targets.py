@@ -183,7 +183,7 @@ def test_a_column_that_should_mark_its_label_and_is_not_there_is_named(world: Wo
 
 
 def test_a_column_that_the_task_could_read_and_the_recipe_does_not_name_is_told(world: World) -> None:
-    rows = [{**row, "text_pair": "and so on", "topic": "x"} for row in plain_rows(60)]
+    rows = [{**row, "text_pair": f"and {row['body']}", "topic": "x"} for row in plain_rows(60)]
     (found,) = findings(world.check(rows), "unread-columns")
     assert found["severity"] == "warning"
     assert found["message"].startswith("The task can read 'text_pair', which the file has")
