@@ -212,6 +212,10 @@ def describe(comparisons: Sequence[Comparison], seeds: Sequence[int]) -> str:
         "probable tags that are valid IOB2 instead of each word's most probable one; several labels decided at "
         "thresholds fitted on validation instead of 0.5, in a head that begins with a probability of 0.1; targets of a "
         "regression standardized, and its answers held within the declared range."
+        "\n\n"
+        "banking77 and goemotions have 4,000 rows and 750 steps for both systems since a first run of banking77 with "
+        "300 steps, in the steep part of both learning curves, in which one system spread over 5 points between seeds: "
+        "we lost it by 1.55 points (-2.15 to -0.94)."
     )
     return "\n\n".join(
         [head, score_table(comparisons), verdict(comparisons), run_table(comparisons), loss_table(comparisons)]
