@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from finetune.evaluation.sections import UNITS
 from finetune.progress import Bar
 
 if TYPE_CHECKING:
     from finetune.artifacts import Run
 
 UNDEFINED = "not defined"
-UNITS = {"row": "rows", "document": "documents", "query": "queries"}
 PLAIN_EVERY_SECONDS = 10.0
 SHOWN_FINDINGS, SHOWN_STEPS = 5, 3
 
@@ -173,9 +173,11 @@ def print_report(report: Mapping[str, Any]) -> None:
     of_units = "" if intervals["unit"] == "row" else f", over {intervals['units']} {UNITS[intervals['unit']]}"
     print(f"\nscores on {report['rows']} rows of {report['split']}, with 95 % intervals{of_units}")
     width = max(18, *(len(name) + 1 for name in report["metrics"]))
-    print(" " * width + "".join(f"{name:>24}" for name in systems))
-    for name in report["metrics"]:
-        print(f"{name:<{width}}" + "".join(f"{_interval(scores[name]):>24}" for scores in systems.values()))
+    cells = {name: [_interval(scores[name]) for scores in systems.values()] for name in report["metrics"]}
+    column = max(24, *(len(cell) + 2 for row in cells.values() for cell in row))
+    print(" " * width + "".join(f"{name:>{column}}" for name in systems))
+    for name, row in cells.items():
+        print(f"{name:<{width}}" + "".join(f"{cell:>{column}}" for cell in row))
     for baseline, gains in report["gains"].items():
         name = next(iter(gains))
         print(f"gain over {baseline}: {name} {_difference(gains[name])}")

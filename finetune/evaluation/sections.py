@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+UNITS = {"row": "rows", "document": "documents", "query": "queries", "source": "sources"}  # what intervals are over
 # A cell is text, a number, an interval {"value", "low", "high"}, or nothing
 Cell = str | int | float | Mapping[str, float | None] | None
 

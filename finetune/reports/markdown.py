@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from finetune.evaluation.sections import Cell, Section, Table
+from finetune.evaluation.sections import UNITS, Cell, Section, Table
 
 UNDEFINED = "not defined"
 # Where a worst example comes from; the rest is what its task shows
@@ -144,7 +144,7 @@ def gates_table(gates: Sequence[Mapping[str, Any]]) -> str:
 
 def _what_was_scored(report: Mapping[str, Any]) -> str:
     intervals = report["intervals"]
-    units = {"row": "rows", "document": "documents", "query": "queries"}[intervals["unit"]]
+    units = UNITS[intervals["unit"]]
     of_units = "" if units == "rows" else f" of {intervals['units']} {units}"
     return (
         f"{report['rows']} rows{of_units}, task {report['task']}. In brackets: {intervals['level']:.0%} bootstrap "

@@ -16,7 +16,8 @@ class BaselineInput:
     """What a baseline may learn from, and the rows that it is judged on, all by role.
 
     `like` are the model's own predictions for `rows`: a baseline gives the same with other answers in it.
-    `pretrained` gives what the model said before it was fine-tuned.
+    `pretrained` gives what the model said before it was fine-tuned. `train_features` is what it read of the training
+    rows, window by window, and `vocabulary` how many tokens its tokenizer knows.
     """
 
     train: Sequence[Row]
@@ -27,6 +28,8 @@ class BaselineInput:
     label_role: str | None
     like: Predictions
     pretrained: Callable[[], Predictions]
+    train_features: Sequence[Mapping[str, Any]] = ()
+    vocabulary: int = 0
 
     def texts(self, rows: Iterable[Row]) -> list[str]:
         """Return what a model reads of each row, as one text."""
@@ -40,5 +43,7 @@ class BaselineInput:
 
 
 def as_text(value: Any) -> str:
-    """Return a text, or words as a text."""
-    return value if isinstance(value, str) else " ".join(value)
+    """Return a text, or words, or what was said in a conversation, as a text."""
+    if isinstance(value, str):
+        return value
+    return " ".join(item if isinstance(item, str) else item["content"] for item in value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.evaluation.predictions.texts import TextPredictions
 from finetune.registry import metrics
 
 if TYPE_CHECKING:
@@ -12,14 +13,17 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictions.answers import AnswerPredictions
 
 
-def exact_matches(predictions: AnswerPredictions) -> NDArray[Any]:
+def exact_matches(predictions: AnswerPredictions | TextPredictions) -> NDArray[Any]:
     """Return for each answer whether it is a true one, shape (answers,)."""
-    return predictions.scores[:, 0]
+    return predictions.exact if isinstance(predictions, TextPredictions) else predictions.scores[:, 0]
 
 
-@metrics.register("exact-match", of=("answers",), higher_is_better=True, from_rows=exact_matches)
-def exact_match(predictions: AnswerPredictions) -> float:
-    """Share of questions whose answer is a true one, but for capitals, punctuation and articles."""
+@metrics.register("exact-match", of=("answers", "texts"), higher_is_better=True, from_rows=exact_matches)
+def exact_match(predictions: AnswerPredictions | TextPredictions) -> float:
+    """Share of answers that are true: spans but for capitals, punctuation and articles, texts but for white space.
+
+    In a generated text any run of white space counts as one blank, at the ends as none; nothing else is made equal.
+    """
     return float(exact_matches(predictions).mean())
 
 
