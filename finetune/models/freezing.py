@@ -148,14 +148,26 @@ class Freezing:
 
 
 def apply_freezing(model: Any, name: str, options: dict[str, Any], new_parameters: Iterable[str] = ()) -> Freezing:
-    """Freeze the model's parameters in place by the named strategy; raise FinetuneError if none is left to train."""
+    """Freeze the model's parameters in place by the named strategy; raise FinetuneError if none is left to train.
+
+    Positions that are a formula, and no parameters but by name, are never trained.
+    """
     layout = layout_of(model, new_parameters)
-    frozen = frozenset(freezers.get(name).build(options)(layout))
+    frozen = frozenset(freezers.get(name).build(options)(layout)) | fixed_parameters(model)
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name not in frozen)
     if len(frozen) == len(layout.parameters):
         raise FinetuneError("freeze: expected at least one trainable parameter, found none; nothing would be learned")
     return Freezing(frozen, _table(layout, frozen), _eval_modules(model, layout, frozen))
+
+
+def fixed_parameters(model: Any) -> frozenset[str]:
+    """Return the tables of sinusoidal positions (Vaswani et al. 2017), which transformers holds as parameters."""
+    tables = [name for name, module in model.named_modules() if "Sinusoidal" in type(module).__name__]
+    names = {f"{table}.weight" for table in tables}
+    if getattr(model.config, "sinusoidal_pos_embds", False):  # DistilBERT's
+        names |= {name for name, _ in model.named_parameters() if name.endswith("position_embeddings.weight")}
+    return frozenset(names & {name for name, _ in model.named_parameters()})
 
 
 def _table(layout: Layout, frozen: frozenset[str]) -> tuple[FreezingRow, ...]:

@@ -47,13 +47,15 @@ class ModelSettings:
     """How to load a model, whatever the task.
 
     `attention` is one of transformers' implementations (None: the best that it has for the family), `dropout` replaces
-    every rate of dropout in the configuration, `dtype` is the number format of the parameters.
+    every rate of dropout in the configuration, `dtype` is the number format of the parameters, `quantization` is how
+    transformers quantizes them while loading.
     """
 
     allow_code: bool = False
     attention: str | None = None
     dropout: float | None = None
     dtype: str = "float32"
+    quantization: Any = None
 
 
 def find_model(section: ModelSection, *, allow_code: bool = False) -> Path:
@@ -82,7 +84,7 @@ def check_model_files(folder: Path, *, allow_code: bool) -> None:
     if (folder / "adapter_config.json").exists():  # it would bring in weights from elsewhere, past every check
         raise FinetuneError(
             f"{folder}: expected a whole model, found an adapter (adapter_config.json). Merge it into the model that "
-            "it was trained on (peft: merge_and_unload), and give the merged model's folder"
+            "it was trained on (adapter.merge: true, or peft's merge_and_unload), and give the merged model's folder"
         )
     if not any(folder.glob(WEIGHTS)) and not allow_code:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
@@ -155,6 +157,8 @@ def load_tokenizer(folder: Path, *, allow_code: bool = False, pretokenized: bool
         try:
             options = {"add_prefix_space": True} if pretokenized else {}
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code, **options)
+        except ImportError as error:
+            raise FinetuneError(f"{folder}: its tokenizer needs a library: {first_line(error)}") from error
         except (OSError, ValueError, KeyError) as error:
             family = read_json(folder / "config.json").get("model_type", "unknown")
             raise FinetuneError(
@@ -171,19 +175,34 @@ def load_tokenizer(folder: Path, *, allow_code: bool = False, pretokenized: bool
 
 def context_length(folder: Path, tokenizer: Any) -> int | None:
     """Return how many tokens the model can read at most, if its files say so."""
-    config = read_json(folder / "config.json")
-    parts = [config, config.get("text_config") or {}]
-    limits = [part[key] for part in parts for key in POSITIONS if isinstance(part.get(key), int)]
-    if config.get("model_type") in OFFSET_FAMILIES:
-        limits = [limit - config.get("pad_token_id", 1) - 1 for limit in limits]
+    limits = _positions(read_json(folder / "config.json"))
     if tokenizer.model_max_length < 1_000_000:  # larger numbers mean "not known"
         limits.append(int(tokenizer.model_max_length))
     return min(limits, default=None)
 
 
+def config_context(config: dict[str, Any]) -> int | None:
+    """Return how many tokens a model of this configuration has positions for; None where they have no end."""
+    if config.get("is_encoder_decoder") and "relative_attention_num_buckets" in config:
+        return None
+    return min(_positions(config), default=None)
+
+
+def _positions(config: dict[str, Any]) -> list[int]:
+    parts = [config, config.get("text_config") or {}]
+    limits = [part[key] for part in parts for key in POSITIONS if isinstance(part.get(key), int)]
+    if config.get("model_type") in OFFSET_FAMILIES:
+        return [limit - config.get("pad_token_id", 1) - 1 for limit in limits]
+    return limits
+
+
 def check_context(folder: Path, tokenizer: Any, max_length: int) -> None:
     """Raise FinetuneError when rows may become longer than the model can read."""
-    limit = context_length(folder, tokenizer)
+    check_length(context_length(folder, tokenizer), max_length)
+
+
+def check_length(limit: int | None, max_length: int) -> None:
+    """Raise FinetuneError when rows may become longer than a limit, if there is one."""
     if limit is not None and max_length > limit:
         raise FinetuneError(
             f"model.max_length: expected at most {limit} tokens, the longest that this model reads; found {max_length}"
@@ -218,12 +237,33 @@ def load_model(folder: Path, head: Head, settings: ModelSettings) -> LoadedModel
         new = frozenset(info["missing_keys"]) | mismatched
         unused = [*info["unexpected_keys"]]
         if head.kind == "none":
-            new, unused = _without_pooler(model, new, unused)
+            new, unused = without_pooler(model, new, unused)
         notices = _notices(model, new, mismatched, unused)
         changed, more = apply_plan(model, head, plan, new, mismatched)
     if head.problem and trained_for not in (None, head.problem) and not new | changed:
         more.append(f"the checkpoint's head was trained for {trained_for} and goes on for {head.problem}")
     return LoadedModel(model, new | changed, notices + more)
+
+
+def fit_to_tokenizer(model: Any, tokenizer: Any) -> list[str]:
+    """Give a model as many embeddings as its tokenizer has tokens, if it has fewer; return what was done."""
+    try:
+        known = model.get_input_embeddings().weight.shape[0]
+    except (AttributeError, NotImplementedError):  # CANINE and Perceiver read characters and bytes
+        return []
+    if len(tokenizer) <= known:
+        return []
+    with quiet_transformers():
+        model.resize_token_embeddings(len(tokenizer))
+    return [f"{len(tokenizer) - known} tokens are new to the model; their embeddings are drawn like its own"]
+
+
+def embeddings_of(model: Any) -> list[str]:
+    """Return the last names of the modules that hold a row for each token; of tied ones only the first."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    holding = [inputs] if outputs is None or outputs.weight is inputs.weight else [inputs, outputs]
+    found = (next(name for name, module in model.named_modules() if module is one) for one in holding)
+    return [name.rpartition(".")[2] for name in found]
 
 
 def _read_config(folder: Path, *, allow_code: bool) -> Any:
@@ -255,6 +295,7 @@ def _open(folder: Path, config: Any, head: Head, settings: ModelSettings) -> tup
             use_safetensors=None if settings.allow_code else True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **({"quantization_config": settings.quantization} if settings.quantization else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if settings.attention and "attention" in str(error).lower():
@@ -266,7 +307,7 @@ def _open(folder: Path, config: Any, head: Head, settings: ModelSettings) -> tup
         raise FinetuneError(f"{folder}: not loadable as {NEEDS[head.kind]}: {first_line(error)}") from error
 
 
-def _without_pooler(model: Any, new: frozenset[str], unused: list[str]) -> tuple[frozenset[str], list[str]]:
+def without_pooler(model: Any, new: frozenset[str], unused: list[str]) -> tuple[frozenset[str], list[str]]:
     """Take off the layer that some encoders have for the first token: nothing would read or train it."""
     if "add_pooling_layer" not in inspect.signature(type(model).__init__).parameters or model.pooler is None:
         return new, unused

@@ -104,8 +104,11 @@ def test_a_model_of_the_wrong_kind_is_told_what_is_needed_and_what_fits(
 def test_families_that_are_named_as_fitting_are_checked_against_transformers() -> None:
     assert {"ELECTRA", "ModernBERT", "GPT-2"} <= set(fitting("sequence"))
     assert "ELECTRA" in fitting("tokens")
-    assert set(fitting("none")) == set(KNOWN.values())
+    both = {"T5", "BART", "Marian", "Pegasus"}
+    assert set(fitting("none")) == set(KNOWN.values()) - both
     assert "GPT-2" in fitting("spans")
+    assert set(fitting("seq2seq")) == both
+    assert set(fitting("causal")) == {"GPT-2", "Llama", "Qwen 3"}
 
 
 def test_an_encoder_alone_has_no_layer_for_the_first_token_that_nothing_would_train(tmp_path: Path) -> None:
