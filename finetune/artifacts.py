@@ -275,6 +275,14 @@ class FeatureTable(Sequence[dict[str, Any]]):
 
         return np.concatenate([chunk.scalars(name) for chunk in self._chunks])
 
+    def first_of_rows(self, name: str) -> NDArray[Any]:
+        """Return a number that each row has, shape (rows,)."""
+        import numpy as np
+
+        _, first = np.unique(self.row_ids, return_index=True)
+        values: NDArray[Any] = self.scalars(name)[first]
+        return values
+
     def keys(self, together: str | None) -> NDArray[Any] | None:
         """Return by what windows belong together: their row, or a number of it; None: each stands for itself."""
         if together is None:
@@ -443,6 +451,12 @@ class PreparedData:
     def limits(self) -> dict[str, Any]:
         """How long a row may become, as it was decided: `max_length`, `overflow`, `stride`."""
         return dict(self.manifest["limits"])
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The tokenizer that was trained on the rows; None: it is the model's own."""
+        name = self.manifest["tokenizer"]
+        return self.folder / name if name else None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 # FinetuneError (2)        a mistake that the user can fix: one message, no traceback
 # ├── RecipeError (2)      every problem of a recipe at once
+# ├── RowError (2)         one of several rows; whoever gave them adds its line
 # └── GateFailed (3)       the work is done and written, but a quality gate does not hold
 # Terminated (143)         SIGTERM arrived; like KeyboardInterrupt, not an Exception
 
@@ -17,6 +18,14 @@ class FinetuneError(Exception):
     """A mistake that the user can fix; the message says what was expected, what was found and how to fix it."""
 
     exit_code: ClassVar[int] = 2
+
+
+class RowError(FinetuneError):
+    """A mistake in one of several rows; `row` is its place among them, from 0."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,8 @@ def render(tokenizer: Any, messages: Sequence[Message], template: str, *, asking
                 list(messages), chat_template=template, tokenize=False, add_generation_prompt=asking
             )
         )
-    except (TemplateError, TypeError) as error:
+    # whatever a template out of a checkpoint trips over
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise FinetuneError(
             f"the chat template refuses it: {str(error).rstrip('.')}. Change the messages, or name another template: "
             f"{_names()}."

@@ -16,11 +16,13 @@ from finetune.data.chat_templates import (
     render,
     starts_with_bos,
 )
-from finetune.data.values import without_surrogates
-from finetune.errors import FinetuneError
+from finetune.data.values import read_text, without_surrogates
+from finetune.errors import FinetuneError, RowError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from finetune.data.cleaning import Pipeline
 
 LearnTurns = Literal["assistant", "last", "all"]
 LearnText = Literal["completion", "all"]
@@ -63,8 +65,8 @@ def messages_type() -> pa.DataType:
     return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
-def read_messages(value: Any, *, answered: bool = True) -> tuple[list[Message], str]:
-    """Return a conversation as `{role, content}`, or none and the reason why it cannot be used. No text is changed.
+def read_messages(value: Any, *, answered: bool = True, clean: Pipeline | None = None) -> tuple[list[Message], str]:
+    """Return a conversation as `{role, content}`, what is said in it cleaned, or none and the reason why not.
 
     Read are lists of `{role, content}` and of ShareGPT's `{from, value}`, where `human` is the user and `gpt` the
     assistant; other keys are not read, but a message that calls a tool in one is a fault, as the call would be lost.
@@ -84,7 +86,19 @@ def read_messages(value: Any, *, answered: bool = True) -> tuple[list[Message], 
             return [], reason
         messages.append(message)
     reason = _fault([message["role"] for message in messages], answered=answered)
-    return ([], reason) if reason else (messages, "")
+    if reason or clean is None:
+        return ([], reason) if reason else (messages, "")
+    return _cleaned(messages, clean)
+
+
+def _cleaned(messages: Sequence[Message], clean: Pipeline) -> tuple[list[Message], str]:
+    cleaned = []
+    for message in messages:
+        content, reason = read_text(message["content"], clean) if message["content"].strip() else ("", "")
+        if reason:
+            return [], f"{reason}_in"
+        cleaned.append({**message, "content": content})
+    return cleaned, ""
 
 
 def _read_message(item: Any) -> tuple[Message, str]:
@@ -141,16 +155,16 @@ def encode_conversations(
     `assistant`, or of its `last`, or `all`. A turn begins where the prompt for it ends, and ends with its marker, so
     that the model learns to stop. White space behind the marker is not learned, as it is never asked for.
 
-    Nothing in a message is masked: a marker that stands in its content becomes the marker's token. FinetuneError is
-    raised where the template refuses a conversation, or where the turns cannot be found in what it writes.
+    Nothing in a message is masked: a marker that stands in its content becomes the marker's token. RowError is raised
+    where the template refuses a conversation, or where the turns cannot be found in what it writes.
     """
     _require_places(tokenizer)
     written = []
-    for number, messages in enumerate(conversations, start=1):
+    for row, messages in enumerate(conversations):
         try:
             written.append(_write(tokenizer, messages, template, learn))
         except FinetuneError as error:
-            raise FinetuneError(f"conversation {number}: {error}") from error
+            raise RowError(row, str(error)) from error
     ids, places = _tokenize(tokenizer, [row.text for row in written])
     prompts, _ = _tokenize(tokenizer, [row.prompt for row in written])
     learned = [_learned(row, found) for row, found in zip(written, places, strict=True)]
@@ -168,6 +182,17 @@ def prompt_of(tokenizer: Any, messages: Sequence[Message], template: str) -> lis
     text = render(tokenizer, _before_answer(messages), template, asking=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def prompts_of(tokenizer: Any, conversations: Sequence[Sequence[Message]], template: str) -> list[list[int]]:
+    """Return `prompt_of` for each conversation; raise RowError for one that the template refuses."""
+    found = []
+    for row, messages in enumerate(conversations):
+        try:
+            found.append(prompt_of(tokenizer, messages, template))
+        except FinetuneError as error:
+            raise RowError(row, str(error)) from error
+    return found
 
 
 def _before_answer(messages: Sequence[Message]) -> Sequence[Message]:
@@ -280,11 +305,29 @@ def encode_plain(tokenizer: Any, texts: Sequence[str]) -> EncodedText:
     first token then is not learned.
     """
     _require_places(tokenizer)
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    head, tail = ([] if token is None else [token] for token in (start, tokenizer.eos_token_id))
+    head = _head(tokenizer)
+    tail = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = [[*head, *row, *tail] for row in _tokenize(tokenizer, texts)[0]]
     sizes = [_bytes(tokenizer, text, whole=bool(head)) for text in texts]
     return EncodedText(ids, [_from(1, row) for row in ids], sizes)
+
+
+def encode_beginnings(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids after which a text goes on, as `encode_plain` begins it."""
+    return [[*_head(tokenizer), *ids] for ids in _tokenize(tokenizer, texts)[0]]
+
+
+def _head(tokenizer: Any) -> list[int]:
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [] if start is None else [start]
+
+
+def cut_front(ids: Sequence[int], length: int, start: int | None) -> list[int]:
+    """Return ids without those at the beginning that are too many; a begin-of-text token, `start`, stays."""
+    if len(ids) <= length:
+        return list(ids)
+    head = [start] if start is not None and ids[0] == start else []
+    return [*head, *ids[len(ids) - length + len(head) :]]
 
 
 def _from(start: int, ids: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from finetune.errors import FinetuneError, nearest
 
-Kind = Literal["text", "texts", "label", "labels", "tokens", "tags", "spans", "number", "answers"]
+Kind = Literal["text", "texts", "label", "labels", "tokens", "tags", "spans", "number", "answers", "messages"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,16 @@ class Column:
     | spans  | `{start, end, label}` in characters of the row's text | becomes tokens and tags  |
     | number | one number                                            | float64                  |
     | answers| the places of answers in the row's context, or none   | list of {text, start}    |
+    | messages | a conversation that ends with the assistant         | list of {role, content}  |
 
-    A number outside of `minimum` to `maximum` is a fault of its row.
+    A number outside of `minimum` to `maximum` is a fault of its row; of texts there have to be `least`.
     """
 
     kind: Kind
     required: bool = True
     minimum: float | None = None
     maximum: float | None = None
+    least: int = 0
 
 
 class Record(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.data.cleaning import CleanerReport, Pipeline
 from finetune.data.contexts import CONTEXT_ROLE, answers_type, keep_answers, read_answers
+from finetune.data.conversations import messages_type, read_messages
 from finetune.data.rows import Column, Record
 from finetune.data.tagging import blank_bounded, fits, to_iob2
 from finetune.data.values import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # Beside the task's roles a row carries: its number among all records, the file it came from (an index), its line there,
 # the raw record as JSON, and the hash of its texts. Columns of the file that splitters and groups need have the prefix.
 RAW, KEY_HIGH, KEY_LOW, JOINED, EXTRA = "raw", "key_high", "key_low", "joined", "extra:"
+JOINED_KINDS = ("tokens", "messages")  # what is compared as one text, though it is none
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SelectionSettings:
     @property
     def text_roles(self) -> tuple[str, ...]:
         """The roles whose values are what a model reads."""
-        return tuple(role for role, column in self.columns.items() if column.kind in {"text", "tokens"})
+        return tuple(role for role, column in self.columns.items() if column.kind in {"text", *JOINED_KINDS})
 
 
 class RawDrop(NamedTuple):
@@ -93,11 +95,12 @@ def row_schema(settings: SelectionSettings) -> pa.Schema:
         "texts": pa.list_(pa.string()),
         "number": pa.float64(),
         "answers": answers_type(),
+        "messages": messages_type(),
     }
     fields = [("number", pa.int64()), ("file", pa.int32()), ("line", pa.int64())]
     fields += [(role, types[column.kind]) for role, column in settings.columns.items()]
     fields += [(f"{EXTRA}{name}", pa.string()) for name in settings.extras]
-    if any(column.kind == "tokens" for column in settings.columns.values()):
+    if any(column.kind in JOINED_KINDS for column in settings.columns.values()):
         fields.append((JOINED, pa.string()))
     return pa.schema([*fields, (RAW, pa.binary()), (KEY_HIGH, pa.uint64()), (KEY_LOW, pa.uint64())])
 
@@ -115,7 +118,7 @@ class Selector:
         self._readers: dict[str, Callable[[Any], tuple[Any, str]]] = {
             "label": self._label,
             "labels": self._labels,
-            "texts": lambda value: read_texts(value, self._clean, least=0),
+            "messages": functools.partial(read_messages, clean=self._clean),
         }
 
     def __call__(self, work: SelectorWork) -> Selected:
@@ -160,6 +163,9 @@ class Selector:
                 values[role] = self._read(role, raw, reasons, functools.partial(_number_within, column))
             elif column.kind == "answers":
                 answers = role
+            elif column.kind == "texts":
+                read = functools.partial(read_texts, clean=self._clean, least=column.least)
+                values[role] = self._read(role, raw, reasons, read)
             elif column.kind == "labels" and self.settings.label_columns:
                 values[role] = self._read(role, records, reasons, self._marked_labels)
             else:
@@ -333,8 +339,9 @@ class Selector:
         for name in self.settings.extras:
             columns[f"{EXTRA}{name}"] = [as_text(record.values.get(name)) for record in rows]
         if JOINED in schema.names:
-            role = next(role for role in self.settings.text_roles if self.settings.columns[role].kind == "tokens")
-            columns[JOINED] = [" ".join(tokens) for tokens in chosen[role]]
+            kinds = {role: self.settings.columns[role].kind for role in self.settings.text_roles}
+            role = next(role for role, kind in kinds.items() if kind in JOINED_KINDS)
+            columns[JOINED] = [as_one_text(value) for value in chosen[role]]
         keys = text_keys(self._compared(columns))
         columns |= {KEY_HIGH: keys[:, 0], KEY_LOW: keys[:, 1]}
         arrays = [pa.array(columns[column.name], column.type) for column in schema]
@@ -345,11 +352,18 @@ class Selector:
         lists = [role for role, column in self.settings.columns.items() if column.kind == "texts"]
         return [
             *(
-                columns[JOINED if self.settings.columns[role].kind == "tokens" else role]
+                columns[JOINED if self.settings.columns[role].kind in JOINED_KINDS else role]
                 for role in self.settings.text_roles
             ),
             *(["\0".join(sorted(texts)) for texts in columns[role]] for role in lists),
         ]
+
+
+def as_one_text(value: Sequence[Any]) -> str:
+    """Return words as one text, or a conversation as one, who says what included."""
+    if value and not isinstance(value[0], str):
+        return "\n".join(f"{message['role']}: {message['content']}" for message in value)
+    return " ".join(value)
 
 
 def _number_within(column: Column, value: Any) -> tuple[float | None, str]:

@@ -37,7 +37,9 @@ class Encoded:
 
     Each feature is an Arrow array: numbers, lists of numbers (one a token), or, with windows, lists of such lists.
     `whole_lengths` are the tokens of each row before anything is cut; `tokens_lost` and `entities_lost` count, for each
-    row, what truncation cut off; `text_tokens` are all tokens before that, without the special ones.
+    row, what truncation cut off; `text_tokens` are all tokens before that, without the special ones. `untrainable` says
+    of each row whether nothing is left of it to be learned; `asked_otherwise` counts rows that are learned after other
+    ids than those after which their answer will be asked for.
     """
 
     features: dict[str, pa.Array]
@@ -47,10 +49,22 @@ class Encoded:
     words: int = 0
     text_tokens: int = 0
     entities_lost: NDArray[Any] | None = None
+    untrainable: NDArray[Any] | None = None
+    asked_otherwise: int = 0
 
     def with_features(self, **features: pa.Array) -> Encoded:
         """Return the same with more features."""
         return replace(self, features={**self.features, **features})
+
+
+class Targets(NamedTuple):
+    """Texts that are to be written: an Arrow list of ids for each, and for each how many of its tokens were cut off."""
+
+    ids: pa.Array
+    tokens_lost: NDArray[Any]
+    unknown_tokens: int
+    words: int
+    text_tokens: int
 
 
 class WordWindow(NamedTuple):
@@ -72,13 +86,19 @@ class Encoder:
     unknown_id: int | None
     wants_types: bool
     direction: str
+    end_id: int | None = None
+    tokenizer: Any = field(default=None, repr=False)
     _fast: Any = None
     _slow: Any = None
     _cutting: Any = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, tokenizer: Any, limits: Limits) -> Encoder:
-        """Make an encoder from a Hugging Face tokenizer; one without a fast form works too, but makes no windows."""
+    def of(cls, tokenizer: Any, limits: Limits, *, whole: bool = False) -> Encoder:
+        """Make an encoder from a Hugging Face tokenizer; one without a fast form works too, but makes no windows.
+
+        With `whole` it keeps the tokenizer itself as well, for those who need more than its fast backend.
+        """
+        kept = tokenizer if whole else None
         wants_types = "token_type_ids" in tokenizer.model_input_names
         side = str(getattr(tokenizer, "truncation_side", "right"))
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -87,7 +107,9 @@ class Encoder:
                 raise FinetuneError(
                     "model.overflow: windows need a fast tokenizer, and this model has none. Use truncate or error."
                 )
-            return cls(limits, tokenizer.unk_token_id, wants_types, side, _slow=tokenizer)
+            return cls(
+                limits, tokenizer.unk_token_id, wants_types, side, tokenizer.eos_token_id, tokenizer, _slow=tokenizer
+            )
         fast = _copy(backend)
         fast.no_truncation()
         fast.no_padding()
@@ -98,7 +120,7 @@ class Encoder:
                 f"model.stride: expected less than {limits.max_length - special} (the tokens of text in a window of "
                 f"{limits.max_length}), found {limits.stride}"
             )
-        return cls(limits, tokenizer.unk_token_id, wants_types, side, _fast=fast)
+        return cls(limits, tokenizer.unk_token_id, wants_types, side, tokenizer.eos_token_id, kept, _fast=fast)
 
     def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
         """Encode texts, or pairs of texts, with the model's special tokens."""
@@ -116,15 +138,47 @@ class Encoder:
         special = self.special_tokens(pairs=pairs is not None) * len(rows)
         return Encoded(features, lengths, lost, unknown, words, int(lengths.sum()) - special)
 
-    def words(self, rows: Sequence[Sequence[str]]) -> tuple[list[list[WordWindow]], NDArray[Any], NDArray[Any]]:
+    def targets(self, texts: Sequence[str], max_length: int) -> Targets:
+        """Encode texts that are to be written, with the end of text behind each that is not cut at `max_length`.
+
+        Raises FinetuneError for a tokenizer that has no end of text: nothing could learn where to stop.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        if self.end_id is None:
+            raise FinetuneError(
+                "model.id: expected a tokenizer with an end-of-text token, which says where a text ends; found none"
+            )
+        if self._fast is None:
+            found = self._slow(text_target=list(texts), truncation=False, verbose=False)["input_ids"]
+            special = self._slow.num_special_tokens_to_add()
+        else:
+            found = [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts))]
+            special = self._fast.num_special_tokens_to_add(False)
+        whole = [ids if ids[-1:] == [self.end_id] else [*ids, self.end_id] for ids in found]
+        lost = np.array([max(0, len(ids) - max_length) for ids in whole], dtype=np.int32)
+        kept = [ids[:max_length] for ids in whole]
+        flat = np.fromiter(chain.from_iterable(kept), dtype=np.int32, count=sum(map(len, kept)))
+        unknown = int((flat == self.unknown_id).sum()) if self.unknown_id is not None else 0
+        lists = pa.ListArray.from_arrays(_offsets(map(len, kept)), pa.array(flat))
+        text_tokens = sum(map(len, found)) - special * len(found)
+        return Targets(lists, lost, unknown, sum(len(text.split()) for text in texts), text_tokens)
+
+    def words(
+        self, rows: Sequence[str] | Sequence[Sequence[str]]
+    ) -> tuple[list[list[WordWindow]], NDArray[Any], NDArray[Any]]:
         """Encode rows of words; return for each its windows (one, unless rows become windows), and two counts.
 
-        The counts are the row's tokens before anything is cut, and those that are lost.
+        A text has the words that the tokenizer parts it into. The counts are the row's tokens before anything is cut,
+        and those that are lost.
         """
         if self._fast is None:
             raise FinetuneError("this task needs a fast tokenizer, which says from which word a token comes")
-        encodings = self._fast.encode_batch([list(words) for words in rows], is_pretokenized=True)
-        lengths, lost, cut = self._measure(encodings, [list(words) for words in rows], is_pretokenized=True)
+        parted = bool(rows) and not isinstance(rows[0], str)
+        given = [list(words) for words in rows] if parted else list(rows)
+        encodings = self._fast.encode_batch(given, is_pretokenized=parted)
+        lengths, lost, cut = self._measure(encodings, given, is_pretokenized=parted)
         found = []
         for index, encoding in enumerate(encodings):
             parts = cut.get(index, [encoding])

@@ -16,6 +16,7 @@ from finetune.data.rows import Column
 from finetune.data.splitting import SPLITS
 from finetune.data.store import StreamWriter
 from finetune.data.tokenization import Encoder
+from finetune.errors import FinetuneError, RowError
 from finetune.progress import Progress
 from finetune.tasks import open_task
 from finetune.workers import ordered_map
@@ -50,6 +51,8 @@ class EncodedRows(NamedTuple):
     unknown_tokens: int
     words: int
     text_tokens: int
+    untrainable: Any
+    asked_otherwise: int
 
 
 class RowEncoder:
@@ -64,11 +67,15 @@ class RowEncoder:
         import pyarrow as pa
 
         columns = {role: python_values(rows[role]) for role in self._task.columns if role in rows.schema.names}
-        encoded = self._task.encode(columns, self._encoder, self._labels)
+        try:
+            encoded = self._task.encode(columns, self._encoder, self._labels)
+        except RowError as error:
+            raise FinetuneError(f"line {rows['line'][error.row].as_py()}: {error}") from error
         features = {**encoded.features, "length": row_lengths(encoded.features["input_ids"])}
         batch = pa.RecordBatch.from_arrays(list(features.values()), names=list(features))
         counts = (encoded.unknown_tokens, encoded.words, encoded.text_tokens)
-        return EncodedRows(batch, encoded.whole_lengths, encoded.tokens_lost, encoded.entities_lost, *counts)
+        lost = (encoded.whole_lengths, encoded.tokens_lost, encoded.entities_lost)
+        return EncodedRows(batch, *lost, *counts, encoded.untrainable, encoded.asked_otherwise)
 
 
 def python_values(column: pa.Array) -> list[Any]:
@@ -100,6 +107,7 @@ class SplitFacts:
     tokens_lost: int = 0
     entities_lost: int = 0
     lines: list[Any] = field(default_factory=list)
+    untrainable: list[Any] = field(default_factory=list)
     tokens: int = 0
     lengths: list[NDArray[Any]] = field(default_factory=list)
     windows: list[NDArray[Any]] = field(default_factory=list)
@@ -126,6 +134,7 @@ class Tokens:
     unknown_tokens: int = 0
     words: int = 0
     text_tokens: int = 0
+    asked_otherwise: int = 0
     operations: Counter[str] = field(default_factory=Counter)
 
 
@@ -170,6 +179,7 @@ def write_splits(
                 tokens.unknown_tokens += encoded.unknown_tokens
                 tokens.words += encoded.words
                 tokens.text_tokens += encoded.text_tokens
+                tokens.asked_otherwise += encoded.asked_otherwise
                 if OPERATION in batch.schema.names:
                     tokens.operations.update(value for value in batch[OPERATION].to_pylist() if value)
                 bar.advance(item.rows.num_rows)
@@ -223,6 +233,8 @@ def _count(facts: SplitFacts, batch: pa.RecordBatch, encoded: EncodedRows, mask:
     facts.lines += [_line(batch, int(row)) for row in cut[: LINES_KEPT - len(facts.lines)]]
     if encoded.entities_lost is not None:
         facts.entities_lost += int(encoded.entities_lost[mask].sum())
+    if encoded.untrainable is not None:
+        facts.untrainable += [_line(batch, int(row)) for row in np.flatnonzero(mask & encoded.untrainable)]
     lengths = np.asarray(batch["length"])[mask]
     facts.tokens += int(lengths.sum())
     facts.lengths.append(encoded.whole_lengths[mask])
@@ -328,3 +340,7 @@ def text_batches(batches: Iterable[pa.RecordBatch], columns: Mapping[str, Column
                 yield python_values(batch[role])
             elif column.kind == "tokens":
                 yield [" ".join(tokens) for tokens in batch[role].to_pylist()]
+            elif column.kind == "messages":
+                yield [message["content"] for messages in batch[role].to_pylist() for message in messages]
+            elif column.kind == "texts":
+                yield [text for texts in batch[role].to_pylist() for text in texts]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.rows import Column
-from finetune.data.selection import JOINED, KEY_HIGH, KEY_LOW, RAW, RawDrop
+from finetune.data.selection import JOINED, JOINED_KINDS, KEY_HIGH, KEY_LOW, RAW, RawDrop
 from finetune.preparation.reading import EXAMPLES_OF_DROPS, Collected, drop_line
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Remaining:
         self.rows = collected.rows
         self.files = collected.files
         used = [role for role in text_roles if role in columns]
-        self.text_columns = [JOINED if columns[role].kind == "tokens" else role for role in used]
+        self.text_columns = [JOINED if columns[role].kind in JOINED_KINDS else role for role in used]
         self._collected, self._folder = collected, folder
         self._alive = np.arange(len(self.rows))
         self._reasons = np.zeros(len(self.rows), dtype=np.int8)
