@@ -359,7 +359,8 @@ def predict(
     from finetune.predict import Answering
 
     found = find_run(run)
-    answering = Answering(found, _runtime(found.recipe, _flags(device, threads, allow_code)))
+    on_piece = _show_piece if text and sys.stdout.isatty() and sys.stderr.isatty() else None
+    answering = Answering(found, _runtime(found.recipe, _flags(device, threads, allow_code)), on_piece)
     rows, errors = 0, Counter[str]()
     for answer in _answers(answering, text, input_file):
         print(json.dumps(answer, ensure_ascii=False), flush=input_file is None)
@@ -367,6 +368,11 @@ def predict(
         errors.update([str(answer["error"]).partition(":")[0]] if "error" in answer else [])
     if errors:
         _tell_unanswered(rows, errors)
+
+
+def _show_piece(text: str) -> None:
+    """Show on a terminal what is being written; the answer itself follows on standard output."""
+    print(printable(text), end="", file=sys.stderr, flush=True)
 
 
 def _tell_unanswered(rows: int, errors: Counter[str]) -> None:

@@ -28,10 +28,11 @@ from finetune.data.rows import Column, Record, column_names, list_lines, list_re
 from finetune.data.selection import SelectionSettings, Selector, check_columns
 from finetune.data.sources import read
 from finetune.data.splitting import SPLITS
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, RowError
 from finetune.evaluation.baselines import BaselineInput, as_text
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.sections import UNITS
 from finetune.evaluation.statistics import LEVEL, RESAMPLES, Interval, score
 from finetune.fingerprints import report_inputs
 from finetune.gates import check_gates
@@ -85,7 +86,7 @@ def evaluate(
     recipe = recipe or run.recipe
     names = metric_names(recipe, run)
     check_code(names, allow_code=runtime.allow_code)
-    predictor = open_run(run, runtime)
+    predictor = replace(open_run(run, runtime), generation=recipe.generation, seed=recipe.seed)
     spec = predictor.spec
     data = own_data(run)
     scored = _rows_of_file(source, run, recipe, predictor) if source else _rows_of_split(data, run, split)
@@ -104,7 +105,7 @@ def evaluate(
         "task": recipe.task.name,
         "task_options": run.recipe.task.options,
         "recipe": recipe.name,
-        "model": Path(recipe.model.id).name if Path(recipe.model.id).is_absolute() else recipe.model.id,
+        "model": recipe.model.title,
         "seed": recipe.seed,
         "split": scored.name,
         "rows": len(scored.rows),
@@ -114,6 +115,7 @@ def evaluate(
         "intervals": _intervals(spec, units, len(predictions)),
         "labels": run.labels or None,
         "fitted": dict(predictor.fitted) or None,
+        "generation": generation_settings(recipe, spec),
         **spec.details(predictions, recipe.seed),
         "worst": worst_examples(predictions, scored, spec),
         "truncated": scored.truncated,
@@ -143,14 +145,18 @@ def units_of(predictions: Predictions, rows: Sequence[Mapping[str, Any]], spec: 
 
 def _intervals(spec: TaskSpec, units: NDArray[Any] | None, answers: int) -> dict[str, Any]:
     count = answers if units is None else int(units.max(initial=-1)) + 1
-    names = {"row": "rows", "document": "documents", "query": "queries"}
     return {
-        "method": f"percentile bootstrap over {names[spec.unit]}",
+        "method": f"percentile bootstrap over {UNITS[spec.unit]}",
         "unit": spec.unit,
         "units": count,
         "level": LEVEL,
         "resamples": RESAMPLES,
     }
+
+
+def generation_settings(recipe: Recipe, spec: TaskSpec) -> dict[str, Any] | None:
+    """Return what decides how texts are written, if the task writes any."""
+    return recipe.generation.deciding(recipe.seed) if spec.prompt is not None else None
 
 
 def with_gates(report: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -210,7 +216,16 @@ def _rows_of_file(source: Path, run: Run, recipe: Recipe, predictor: Predictor) 
         )
     columns = {name: [column[index] for index in kept] for name, column in values.items()}
     lines = [records[index].line for index in kept]
-    encoded = predictor.encode(columns)
+    try:
+        encoded = predictor.encode(columns)
+    except RowError as error:
+        raise FinetuneError(f"{source}: line {lines[error.row]}: {error}") from error
+    if encoded.untrainable is not None and encoded.untrainable.any():
+        at_fault = [line for line, nothing in zip(lines, encoded.untrainable.tolist(), strict=True) if nothing]
+        raise FinetuneError(
+            f"{source}: {len(at_fault)} rows have nothing to be scored within {run.limits['max_length']} tokens: line "
+            f"{list_lines(at_fault)}. Shorten or remove them."
+        )
     truncated = truncation(lines, encoded.tokens_lost.tolist())
     if run.limits["overflow"] == "error" and truncated["rows"]:
         raise FinetuneError(
@@ -328,6 +343,8 @@ def _baselines(
         label_role=spec.label_role,
         like=predictions,
         pretrained=pretrained,
+        train_features=data.split("train").features,
+        vocabulary=len(predictor.tokenizer),
     )
     found = {}
     for name in spec.baselines:

@@ -10,7 +10,8 @@ from typing import Any
 from finetune.artifacts import Run, fingerprint
 from finetune.data.sources import open_source
 from finetune.models.loading import file_digest, find_model, weights_digest
-from finetune.recipe import ModelSection, Part, Recipe
+from finetune.models.scratch import scratch_context
+from finetune.recipe import ModelSection, Part, Recipe, is_written
 
 # Settings of `train` that say where and how fast, not what: they change no result beyond rounding
 OPERATIONAL = {"device", "threads", "eval_batch_size", "save_every"}
@@ -57,12 +58,17 @@ def rows_part(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def tokens_inputs(recipe: Recipe, *, allow_code: bool = False) -> dict[str, Any]:
     """Return what decides the tokens: the rows, the tokenizer's files and the length limit."""
-    folder = find_model(recipe.model, allow_code=allow_code)
+    if recipe.tokenizer:
+        tokenizer: Any = recipe.tokenizer.resolved()
+    else:
+        tokenizer = tokenizer_digest(find_model(recipe.model, allow_code=allow_code))
+    scratch = recipe.model.scratch
     return {
         **rows_inputs(recipe),
-        "tokenizer": recipe.tokenizer.resolved() if recipe.tokenizer else tokenizer_digest(folder),
+        "tokenizer": tokenizer,
         "model": {
             "max_length": recipe.model.max_length,
+            **({"context": scratch_context(scratch)} if scratch is not None else {}),
             "overflow": recipe.model.overflow,
             "stride": recipe.model.stride if recipe.model.overflow == "window" else None,
         },
@@ -71,20 +77,28 @@ def tokens_inputs(recipe: Recipe, *, allow_code: bool = False) -> dict[str, Any]
 
 def run_inputs(recipe: Recipe, data_fingerprint: str, *, allow_code: bool = False) -> dict[str, Any]:
     """Return what decides the trained weights."""
-    folder = find_model(recipe.model, allow_code=allow_code)
     resolved = recipe.resolved()
+    if recipe.model.scratch is not None:
+        weights: dict[str, Any] = {"scratch": resolved["model"]["scratch"], "weights_sha256": None}
+    else:
+        folder = find_model(recipe.model, allow_code=allow_code)
+        weights = {
+            "config_sha256": file_digest(folder / "config.json"),
+            "weights_sha256": recipe.model.sha256 or weights_digest(folder),
+        }
     return {
         "data_fingerprint": data_fingerprint,
         "task": resolved["task"],
         "seed": recipe.seed,
         "model": {
-            "config_sha256": file_digest(folder / "config.json"),
-            "weights_sha256": recipe.model.sha256 or weights_digest(folder),
+            **weights,
             **{name: resolved["model"].get(name) for name in ("dtype", "attention", "dropout")},
         },
         "freeze": resolved["freeze"],
+        **({"adapter": resolved["adapter"]} if resolved.get("adapter") else {}),
         "train": {key: value for key, value in resolved["train"].items() if key not in OPERATIONAL},
         "code": with_code([recipe.train.early_stopping.metric]),
+        **_writing(recipe),
     }
 
 
@@ -101,7 +115,17 @@ def report_inputs(
         "columns": recipe.data.columns if source else None,
         "source": open_source(str(source)).describe() if source else None,
         "format": run.recipe.data.form if source else None,
+        **({"generation": recipe.generation.deciding(recipe.seed)} if recipe.spec.prompt is not None else {}),
     }
+
+
+def _writing(recipe: Recipe) -> dict[str, Any]:
+    """Return how texts are written, if by them the best model is chosen."""
+    judge = recipe.train.early_stopping.metric
+    if not recipe.spec.judged_by_text or judge == "loss" or not is_written(judge):
+        return {}
+    settings = recipe.generation.deciding(recipe.seed)
+    return {"generation": {**settings, "validation_rows": recipe.generation.validation_rows}}
 
 
 def quantized_inputs(run: Run, backend: Part) -> dict[str, Any]:

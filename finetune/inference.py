@@ -12,16 +12,30 @@ from finetune.artifacts import FeatureTable, Run
 from finetune.data.tokenization import Encoded, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluation.predictions import Predictions
-from finetune.models.loading import ModelSettings, check_weights, find_model, load_model, load_tokenizer
+from finetune.generation import Written, configure, write_texts
+from finetune.models.loading import (
+    ModelSettings,
+    check_weights,
+    config_context,
+    find_model,
+    fit_to_tokenizer,
+    load_model,
+    load_tokenizer,
+)
 from finetune.progress import Progress
-from finetune.recipe import Recipe
+from finetune.recipe import Adapter, GenerationSection, Recipe
 from finetune.runtime import Runtime
-from finetune.tasks import Task, TaskSpec, open_task, reads_words
+from finetune.tasks import Task, TaskSpec, end_ids, open_task, reads_words
 from finetune.training.batching import Together, evaluation_batches
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+    from finetune.models.adapters import AdapterSettings
+
+SAMPLES = 5  # texts that a language model goes on with in its report
+HELD_OUT = 2**32  # no seed of a training is as high
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,9 @@ class Predictor:
     device: torch.device
     encoder: Encoder
     fitted: Mapping[str, Any] = field(default_factory=dict)
+    generation: GenerationSection = field(default_factory=GenerationSection)
+    seed: int = 0
+    on_piece: Callable[[str], None] | None = None  # is told what is written while it is written
 
     def predict(
         self,
@@ -49,13 +66,59 @@ class Predictor:
         progress: Progress | None = None,
     ) -> Predictions:
         """Return predictions for rows whose features are given, in the order of the rows."""
-        return self.decode(run_model(self, features, batch_size, progress), rows, features, self.fitted)
+        if self.spec.prompt is None:
+            return self.decode(run_model(self, features, batch_size, progress), rows, features, self.fitted)
+        known = "label_ids" in features[0]  # otherwise there is nothing to guess
+        outputs = run_model(self, features, batch_size, progress) if known else Outputs([], None)
+        predictions = self.decode(outputs, rows, features, self.fitted)
+        if self.spec.judged_by_text or not known:
+            return self.write(predictions, features, progress)
+        return self._with_samples(predictions, features)
+
+    def write(self, predictions: Predictions, features: FeatureTable, progress: Progress | None = None) -> Predictions:
+        """Return predictions with what the model writes for each of their rows; `features` are those of all rows."""
+        written = self._written(self._prompts(features, predictions.rows.tolist()), progress)
+        texts, finished, cut = zip(*written, strict=True) if written else ((), (), ())
+        return predictions.writing(texts, finished, cut)  # type: ignore[attr-defined, no-any-return]
+
+    def _with_samples(self, predictions: Predictions, features: FeatureTable) -> Predictions:
+        """Return predictions with how the model goes on from the beginnings of the first rows."""
+        prompts = self._prompts(features, predictions.rows[:SAMPLES].tolist())
+        begun = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
+        texts = [one.text for one in self._written(prompts, None)]
+        return predictions.with_samples(list(zip(begun, texts, strict=True)))  # type: ignore[attr-defined, no-any-return]
+
+    def _prompts(self, features: FeatureTable, rows: Sequence[int]) -> list[list[int]]:
+        """Return the ids after which writing begins, of each row's first window."""
+        assert self.spec.prompt is not None
+        first = dict(reversed([(row, window) for window, row in enumerate(features.row_ids.tolist())]))
+        return [self.spec.prompt(features[first[row]]) for row in rows]
+
+    def _written(self, prompts: Sequence[Sequence[int]], progress: Progress | None) -> list[Written]:
+        return write_texts(
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.generation,
+            seed=self.writing_seed,
+            context=config_context(self.model.config.to_dict()),
+            progress=progress,
+            on_piece=self.on_piece,
+        )
+
+    @property
+    def writing_seed(self) -> int:
+        """What sampling draws from."""
+        return self.seed if self.generation.seed is None else self.generation.seed
 
     def decode(
         self, outputs: Outputs, rows: Sequence[Mapping[str, Any]], features: FeatureTable, fitted: Mapping[str, Any]
     ) -> Predictions:
         """Return what raw outputs mean, with what is fitted beside the weights."""
-        return self.task.decode(outputs.values, features, rows, self.labels, fitted)
+        said = self.task.decode(outputs.values, features, rows, self.labels, fitted)
+        # a language model that is asked to go on says texts, not tokens
+        in_words = self.spec.in_words if said.kind == self.spec.kind else None
+        return in_words(said, self.tokenizer) if in_words else said
 
     def encode(self, rows: Mapping[str, Sequence[Any]]) -> Encoded:
         """Return the features of rows (given column by column), cut as those were that the model has learned from."""
@@ -76,21 +139,41 @@ def open_run(run: Run, runtime: Runtime) -> Predictor:
     recipe = run.recipe
     task, spec = open_task(recipe.task.name, recipe.task.options)
     tokenizer = load_tokenizer(run.model_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
-    encoder = Encoder.of(tokenizer, Limits(**run.limits))
+    encoder = Encoder.of(tokenizer, Limits(**run.limits), whole=spec.whole_tokenizer)
     rest = (tokenizer, task, spec, run.labels)
-    if run.format == "transformers":
-        loaded = load_model(run.model_folder, task.head(run.labels), model_settings(recipe, runtime))
-        if loaded.new_parameters:
-            raise FinetuneError(
-                f"{run.model_folder}: damaged, lacks {', '.join(sorted(loaded.new_parameters)[:3])}; train again"
-            )
+    if run.format in ("transformers", "adapter"):
         device = runtime.torch_device()
-        model = loaded.model.to(device).eval()
-        return Predictor(model, partial(task.forward, model), *rest, device, encoder, run.fitted)
+        model = _open_model(run, task, tokenizer, runtime).to(device).eval()
+        if spec.prompt is not None:
+            configure(model, tokenizer, recipe.generation, recipe.seed, end_ids(task, tokenizer))
+        ready = (partial(task.forward, model), *rest, device, encoder, run.fitted)
+        return Predictor(model, *ready, recipe.generation, recipe.seed)
     import torch
 
     model = _backend_of(run).attributes["load"](run.model_folder, torch.get_num_threads())
     return Predictor(model, model, *rest, torch.device("cpu"), encoder, run.fitted)
+
+
+def _open_model(run: Run, task: Task, tokenizer: Any, runtime: Runtime) -> Any:
+    """Load a run's own model; with an adapter, the model that it was trained beside, and merge it in."""
+    head, settings = task.head(run.labels), model_settings(run.recipe, runtime)
+    if run.format == "transformers":
+        loaded = load_model(run.model_folder, head, settings)
+        if loaded.new_parameters:
+            raise FinetuneError(
+                f"{run.model_folder}: damaged, lacks {', '.join(sorted(loaded.new_parameters)[:3])}; train again"
+            )
+        return loaded.model
+    from finetune.models.adapter_files import load_adapter
+    from finetune.models.adapter_merging import merge
+
+    base = find_model(run.recipe.model, allow_code=runtime.allow_code)
+    check_weights(base, run.manifest["pretrained_sha256"])
+    model = load_model(base, head, settings).model
+    fit_to_tokenizer(model, tokenizer)
+    model.config.pad_token_id = tokenizer.pad_token_id  # as while training
+    adapted = load_adapter(model, run.model_folder)
+    return adapted if settings.quantization else merge(adapted)
 
 
 def open_pretrained(run: Run, runtime: Runtime) -> Predictor:
@@ -98,6 +181,8 @@ def open_pretrained(run: Run, runtime: Runtime) -> Predictor:
     import torch
 
     recipe = run.recipe
+    if recipe.model.scratch is not None:
+        raise FinetuneError("there is no pretrained model: it was trained from scratch")
     task, spec = open_task(recipe.task.name, recipe.task.options)
     folder = find_model(recipe.model, allow_code=runtime.allow_code)
     check_weights(folder, run.manifest["pretrained_sha256"])
@@ -105,16 +190,38 @@ def open_pretrained(run: Run, runtime: Runtime) -> Predictor:
     torch.manual_seed(recipe.seed)
     device = runtime.torch_device()
     model = load_model(folder, task.head(run.labels), model_settings(recipe, runtime)).model.to(device).eval()
-    encoder = Encoder.of(tokenizer, Limits(**run.limits))
+    encoder = Encoder.of(tokenizer, Limits(**run.limits), whole=spec.whole_tokenizer)
     return Predictor(
-        model, partial(task.forward, model), tokenizer, task, spec, run.labels, device, encoder, run.fitted
+        model,
+        partial(task.forward, model),
+        tokenizer,
+        task,
+        spec,
+        run.labels,
+        device,
+        encoder,
+        run.fitted,
+        recipe.generation,
+        recipe.seed,
     )
 
 
 def model_settings(recipe: Recipe, runtime: Runtime) -> ModelSettings:
     """Return how the recipe wants its model loaded."""
     section = recipe.model
-    return ModelSettings(runtime.allow_code, section.attention, section.dropout, section.dtype)
+    quantization = None
+    if recipe.adapter is not None and recipe.adapter.bits:
+        from finetune.models.adapters import quantization_config
+
+        quantization = quantization_config(adapter_settings(recipe.adapter))
+    return ModelSettings(runtime.allow_code, section.attention, section.dropout, section.dtype, quantization)
+
+
+def adapter_settings(adapter: Adapter) -> AdapterSettings:
+    """Return what the recipe says of its adapters."""
+    from finetune.models.adapters import AdapterSettings
+
+    return AdapterSettings(**adapter.model_dump(exclude={"merge"}))
 
 
 def _backend_of(run: Run) -> registry.Entry:
@@ -158,7 +265,8 @@ def run_model(
     with torch.random.fork_rng(), torch.no_grad(), (progress or Silent()).bar("scoring", len(features)) as bar:
         for groups in _batches(together, batch_size, loss_batch_size):
             windows = together.windows(groups)
-            batch = task.collate([features[window] for window in windows], predictor.tokenizer).to(predictor.device)
+            batch = task.collate(features_of(predictor.spec, features, windows), predictor.tokenizer)
+            batch = batch.to(predictor.device)
             parts = [
                 {name: tensor[start : start + batch_size] for name, tensor in batch.inputs.items()}
                 for start in range(0, len(windows), batch_size)
@@ -167,11 +275,20 @@ def run_model(
             if batch.targets:
                 part = task.loss(found, batch, predictor.fitted)
                 loss, count = loss + float(part[0]), count + float(part[1])
+            if predictor.spec.reduce:
+                found = predictor.spec.reduce(found, batch)
             lengths = batch.inputs["attention_mask"].sum(dim=1).tolist() if by_token else None
             for place, (window, values) in enumerate(zip(windows, found.cpu().numpy(), strict=True)):
                 outputs[window] = values[: lengths[place]].copy() if lengths else values
             bar.advance(len(windows))
     return Outputs(outputs, loss / count if count else None)
+
+
+def features_of(spec: TaskSpec, features: FeatureTable, windows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the features of some windows; what is drawn for them is the same in every evaluation."""
+    if not spec.draws:
+        return [features[window] for window in windows]
+    return [{**features[window], "draw": (HELD_OUT, 0, window)} for window in windows]
 
 
 def _batches(together: Together, batch_size: int, loss_batch_size: int | None) -> Iterator[list[int]]:

@@ -186,8 +186,8 @@ class Job:
         return self._stage("quantize", made and stored is not None and matches(stored, inputs), reuse, make)
 
     def _with_current_recipe(self, run: Run) -> Run:
-        """Let a reused run know the gates and metrics of today: they are in its recipe, but decide nothing of it."""
-        today = {name: getattr(self.recipe, name) for name in ("metrics", "gates", "quantize")}
+        """Let a reused run know what its recipe says today of things that decide nothing of the trained model."""
+        today = {name: getattr(self.recipe, name) for name in ("metrics", "gates", "quantize", "generation")}
         if any(getattr(run.recipe, name) != value for name, value in today.items()):
             write_text(run.folder / "recipe.yaml", run.recipe.model_copy(update=today).to_yaml())
             return Run(run.folder)
@@ -206,10 +206,11 @@ class Job:
 
     def require_training(self) -> None:
         """Raise FinetuneError, before anything is prepared, for a recipe that can be prepared but not trained."""
-        if self.recipe.tokenizer:
+        if self.recipe.tokenizer and self.recipe.model.scratch is None:
             raise FinetuneError(
                 f"tokenizer: a pretrained model reads the ids of its own tokenizer, and this recipe trains another "
-                f"({self.recipe.tokenizer.name}). Remove `tokenizer`, or use `finetune prepare` alone."
+                f"({self.recipe.tokenizer.name}). Remove `tokenizer`, or use `finetune prepare` alone, "
+                "or make a new model that learns to read it (model.scratch)."
             )
 
     def require_backend(self) -> Part:

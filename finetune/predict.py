@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Run, feature_table
 from finetune.data.cleaning import Pipeline
+from finetune.data.conversations import read_messages
 from finetune.data.questions import read_words
 from finetune.data.rows import Column, Record, used_columns
 from finetune.data.selection import check_columns
 from finetune.data.sources import read
+from finetune.data.tokenization import Encoded
 from finetune.data.values import read_text, read_texts
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, RowError
 from finetune.inference import Predictor, open_run
 from finetune.runtime import Runtime
 
@@ -33,9 +35,10 @@ class _Question:
 class Answering:
     """A run opened once, to be asked as often as one likes."""
 
-    def __init__(self, run: Run, runtime: Runtime | None = None) -> None:
+    def __init__(self, run: Run, runtime: Runtime | None = None, on_piece: Callable[[str], None] | None = None) -> None:
+        """Open the run; `on_piece` is told the words of a text as they are written, if the run writes texts."""
         self._recipe = run.recipe
-        self._predictor: Predictor = open_run(run, runtime or Runtime())
+        self._predictor: Predictor = replace(open_run(run, runtime or Runtime()), on_piece=on_piece)
         mapped = self._recipe.data.columns
         task, spec = self._predictor.task, self._predictor.spec
         used = used_columns(task.columns, mapped)
@@ -112,24 +115,39 @@ class Answering:
 
     def _answer(self, chunk: list[_Question]) -> Iterator[dict[str, Any]]:
         asked = [question for question in chunk if not question.error]
-        answers = dict(zip([question.number for question in asked], self._predict(asked), strict=True))
+        answers = self._predict(asked)
         for question in chunk:
             answer = {"error": question.error} if question.error else answers[question.number]
             yield {"row": question.number, **answer}
 
-    def _predict(self, asked: list[_Question]) -> list[dict[str, Any]]:
-        if not asked:
-            return []
+    def _predict(self, asked: list[_Question]) -> dict[int, dict[str, Any]]:
+        """Return the answers by the questions' numbers."""
+        asked, encoded, refused = self._encode(asked)
+        if encoded is None:
+            return refused
         predictor, recipe = self._predictor, self._recipe
-        encoded = predictor.encode({role: [question.values[role] for question in asked] for role in self._readers})
         rows = [question.values for question in asked]
         predictions = predictor.predict(rows, feature_table(encoded.features), recipe.train.eval_batch_size)
         assert len(predictions) == len(asked), "every question has one answer"
         describe = predictor.spec.describe
-        return [
-            self._with_loss(describe(predictions, index, rows[index]), int(cut))
-            for index, cut in enumerate(encoded.tokens_lost)
-        ]
+        settings = {} if predictor.spec.prompt is None else {"settings": recipe.generation.deciding(recipe.seed)}
+        answers = {
+            question.number: self._with_loss({**describe(predictions, index, rows[index]), **settings}, int(cut))
+            for index, (question, cut) in enumerate(zip(asked, encoded.tokens_lost, strict=True))
+        }
+        return answers | refused
+
+    def _encode(self, asked: list[_Question]) -> tuple[list[_Question], Encoded | None, dict[int, dict[str, Any]]]:
+        """Return the questions that can be encoded, their features, and for each other one why it cannot."""
+        refused: dict[int, dict[str, Any]] = {}
+        while asked:
+            try:
+                columns = {role: [question.values[role] for question in asked] for role in self._readers}
+                return asked, self._predictor.encode(columns), refused
+            except RowError as error:  # such as a conversation that a chat template refuses
+                refused[asked[error.row].number] = {"error": str(error)}
+                asked = [*asked[: error.row], *asked[error.row + 1 :]]
+        return asked, None, refused
 
     def _with_loss(self, answer: dict[str, Any], tokens_lost: int) -> dict[str, Any]:
         """Say what was cut off, or answer nothing at all where the run refuses texts that are too long."""
@@ -145,6 +163,8 @@ def _reader(role: str, column: Column, clean: Pipeline) -> Callable[[Any], tuple
     if column.kind == "tokens":
         return lambda value: read_words(value, clean)
 
+    if column.kind == "messages":
+        return lambda value: _read_conversation(role, value, clean)
     read = read_texts if column.kind == "texts" else read_text
 
     def read_one(value: Any) -> tuple[dict[str, Any], str]:
@@ -154,3 +174,12 @@ def _reader(role: str, column: Column, clean: Pipeline) -> Callable[[Any], tuple
         return {role: found, **({f"given_{role}": value} if changed else {})}, reason and f"{reason}_{role}"
 
     return read_one
+
+
+def _read_conversation(role: str, value: Any, clean: Pipeline) -> tuple[dict[str, Any], str]:
+    """Return a conversation to be answered; a text is what the user says first."""
+    messages = [{"role": "user", "content": value}] if isinstance(value, str) and value.strip() else value
+    found, reason = read_messages(messages, answered=False, clean=clean)
+    # an answer that is there already is not asked for again
+    asked = found[:-1] if found and found[-1]["role"] == "assistant" else found
+    return {role: asked}, reason and f"{reason}_{role}"

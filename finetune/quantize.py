@@ -30,7 +30,7 @@ from finetune.evaluation.metrics import check_code
 from finetune.evaluation.statistics import score
 from finetune.fingerprints import quantization_report_inputs, quantized_inputs
 from finetune.gates import check_gates
-from finetune.inference import Predictor, open_run
+from finetune.inference import Predictor, features_of, open_run
 from finetune.models.loading import quiet_transformers
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
@@ -156,7 +156,7 @@ def _write_model(
     folder.mkdir(parents=True)
     lengths = features.lengths
     longest = sorted(range(len(features)), key=lambda row: -lengths[row])[:2]
-    inputs = before.task.collate([features[row] for row in longest], before.tokenizer).inputs
+    inputs = before.task.collate(features_of(before.spec, features, longest), before.tokenizer).inputs
     backend.build(options)(before.model, before.task.forward, inputs, folder)
     with quiet_transformers(), disk_errors(folder):
         before.model.config.save_pretrained(folder)
@@ -234,7 +234,7 @@ def measure_speed(before: Predictor, after: Predictor, features: FeatureTable) -
         speed: dict[str, Any] = {"threads": 1, "tokens": lengths[by_length[middle]]}
         for size in (1, 32):
             around = by_length[max(0, middle - size // 2) :][:size]
-            rows = [features[around[i % len(around)]] for i in range(size)]
+            rows = features_of(before.spec, features, [around[i % len(around)] for i in range(size)])
             speed[f"batch_{size}"] = _race([before, one_thread], rows)
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -103,6 +103,16 @@ def _known(parts: registry.Registry, name: str) -> str:
 
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _no_backend(task: str) -> str:
+    known = ", ".join(registry.backends.names())
+    return f"no backend ({known}) can quantize what {task} trains, a model that writes texts; remove it"
+
+
+def is_written(metric: str) -> bool:
+    """Tell whether a metric is about texts that were written, and not about tokens that were guessed."""
+    return "texts" in _judges(metric) and "language" not in _judges(metric)
 
 
 def _judges(metric: str) -> tuple[str, ...]:
@@ -343,10 +353,35 @@ def _length(value: object) -> int | Literal["auto"]:
     raise ValueError(f"expected a whole number of at least 2, or auto, found {value!r}")
 
 
-class ModelSection(Section):
-    """The pretrained model: a Hub id with its revision, a local folder, or `package:NAME/FOLDER`."""
+class Scratch(Section):
+    """A model with random weights: a family of transformers, and how large it is to be.
 
-    id: str
+    `architecture` is transformers' name of the family (bert, distilbert, gpt2, llama, t5, ...). Of an encoder with a
+    decoder, both have so many layers and heads. Without `feed_forward_size` it is four times the hidden size; what is
+    left out of the rest is the family's own. `config` holds any other setting under the family's name for it.
+    """
+
+    architecture: str
+    layers: Annotated[int, Field(ge=1)]
+    hidden_size: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+    feed_forward_size: Annotated[int, Field(ge=1)] | None = None
+    context: Annotated[int, Field(ge=2)] = 512
+    positions: Literal["learned", "sinusoidal", "rotary", "relative"] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    initializer_range: Annotated[float, Field(gt=0)] | None = None
+    tie_embeddings: bool | None = None
+    config: dict[str, Any] = {}
+
+
+class ModelSection(Section):
+    """The model: a Hub id with its revision, a local folder, or `package:NAME/FOLDER`; or `scratch`.
+
+    With both, the model is new and only its tokenizer is that of `id`.
+    """
+
+    id: str = ""
+    scratch: Scratch | None = None
     revision: str | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     max_length: Annotated[int | Literal["auto"], PlainValidator(_length)] = 128
@@ -355,6 +390,21 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @property
+    def title(self) -> str:
+        """What a report calls the model: no path of this machine."""
+        if self.scratch is not None:
+            return f"{self.scratch.architecture} from scratch"
+        return Path(self.id).name if Path(self.id).is_absolute() else self.id
+
+    @model_validator(mode="after")
+    def _says_which(self) -> ModelSection:
+        if not self.id and self.scratch is None:
+            raise ValueError("expected `id` (a pretrained model) or `scratch` (a new one), found neither")
+        if self.scratch is not None and self.sha256:
+            raise ValueError("`sha256` is for pretrained weights, and those of `scratch` are random; remove one")
+        return self
 
     @field_validator("id")
     @classmethod
@@ -377,6 +427,30 @@ class ModelSection(Section):
                 "`revision` belongs to a model of the Hub; remove it, or use `sha256` to pin these weights"
             )
         return self
+
+
+class Adapter(Section):
+    """Adapters beside a frozen model, and whether the run's model has them merged in.
+
+    `rank`, `alpha`, `dropout`, `dora` and `rslora` are LoRA's. `targets` is auto, all-linear, a list of endings of
+    modules' names, or a regular expression for whole names; `also_train` names modules that learn as a whole. `bits`
+    (4 or 8) loads the frozen model quantized, as QLoRA does, on NVIDIA GPUs.
+    """
+
+    name: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[int, Field(ge=1)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    targets: Annotated[str, Field(min_length=1)] | Annotated[Many[str], Field(min_length=1)] = "auto"
+    also_train: Many[str] = ()
+    dora: bool = False
+    rslora: bool = False
+    bits: Literal[4, 8] | None = None
+    merge: bool = False
+
+
+def _adapter(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
 
 
 class EarlyStopping(Section):
@@ -411,6 +485,55 @@ class TrainSection(Section):
     @classmethod
     def _device_name(cls, device: str) -> str:
         return check_device(device)
+
+
+class GenerationSection(Section):
+    """How texts are written, by the tasks that write: the settings of transformers' `generate` that people change.
+
+    `validation_rows` is how many validation rows are written at an evaluation during training, always the same ones
+    (0: none). Without `seed` sampling draws from the recipe's.
+    """
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    beams: Annotated[int, Field(ge=1)] = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    sample: bool = False
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    validation_rows: Annotated[int, Field(ge=0)] = 100
+
+    def deciding(self, seed: int) -> dict[str, Any]:
+        """Return the settings that decide a text; `seed` is the recipe's."""
+        values = {"max_new_tokens": self.max_new_tokens, "beams": self.beams, "sample": self.sample}
+        chosen = ("min_new_tokens", "length_penalty", "no_repeat_ngram", "repetition_penalty")
+        fields = type(self).model_fields
+        values |= {name: getattr(self, name) for name in chosen if getattr(self, name) != fields[name].default}
+        if self.sample:
+            values |= {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
+            values["seed"] = seed if self.seed is None else self.seed
+            values["batch_size"] = self.batch_size  # what is drawn goes batch after batch
+        return values
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> GenerationSection:
+        problems: list[tuple[Keys, str]] = []
+        if self.min_new_tokens > self.max_new_tokens:
+            problems.append((("min_new_tokens",), f"expected at most max_new_tokens ({self.max_new_tokens})"))
+        if not self.sample:
+            for name in ("temperature", "top_k", "top_p", "seed"):
+                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                    problems.append(((name,), "it is for sampling alone; add `sample: true`, or remove it"))
+        if self.beams == 1 and self.length_penalty != 1:
+            problems.append((("length_penalty",), "it is for several beams alone; set `beams`, or remove it"))
+        if problems:
+            raise _Problems(problems)
+        return self
 
 
 def check_device(device: str) -> str:
@@ -515,7 +638,9 @@ class Recipe(Section):
     model: ModelSection
     tokenizer: Tokenizer | None = None
     freeze: Freezer = Part(name="none", options={})
+    adapter: Annotated[Adapter | None, BeforeValidator(_adapter)] = None
     train: TrainSection = TrainSection()
+    generation: GenerationSection = GenerationSection()
     metrics: Many[Metric] = ()
     quantize: Backend | None = None
     gates: Annotated[tuple[Gate, ...], BeforeValidator(_gates)] = ()
@@ -527,9 +652,18 @@ class Recipe(Section):
             message = "the files of `data.source` say already which split their rows are in; remove one of the two"
             problems.append((("data", "split"), message))
         splitter = registry.splitters.get(self.data.split.name)
-        if splitter.attributes.get("groups") and not self.data.group_by and not self._spec.unit_role:
+        if splitter.attributes.get("groups") and not self.data.group_by and not self.spec.unit_role:
             message = f"{self.data.split.name} keeps groups together; name their column in `data.group_by`"
             problems.append((("data", "split"), message))
+        if self.adapter and self.freeze.name != "none":
+            problems.append((("freeze",), "with `adapter` the model is frozen already; remove one of the two"))
+        if self.adapter and self.model.scratch is not None:
+            problems.append((("adapter",), "a model from scratch is trained as a whole; remove it"))
+        if self.adapter and self.adapter.merge and self.adapter.bits:
+            message = "a model in few bits cannot take an adapter in; remove one of the two"
+            problems.append((("adapter", "merge"), message))
+        if self.adapter and not self.adapter.merge and self.quantize:
+            problems.append((("adapter", "merge"), "expected true, since what is quantized is a merged model"))
         if self.quantize is None:
             for gate in self.gates:
                 if gate.quantized:
@@ -537,6 +671,14 @@ class Recipe(Section):
                         "a gate on the quantized model, but the recipe has no `quantize: NAME`; nothing would check it"
                     )
                     problems.append((("gates", gate.path), message))
+        if self.model.scratch is not None and self.freeze.name != "none":
+            problems.append((("freeze",), "a model from scratch has nothing to keep as it is; remove it"))
+        if self.model.scratch is not None and self.model.id and self.tokenizer is not None:
+            message = "with `scratch` it is for its tokenizer, and `tokenizer` trains another; remove one of the two"
+            problems.append((("model", "id"), message))
+        if self.model.scratch is not None and not self.model.id and self.tokenizer is None:
+            message = "a model from scratch needs a tokenizer: add `tokenizer`, or `model.id` to take that model's"
+            problems.append((("model", "scratch"), message))
         if problems:
             raise _Problems(problems)
         return self
@@ -546,7 +688,8 @@ class Recipe(Section):
         return registry.tasks.get(self.task.name).build(self.task.options)
 
     @property
-    def _spec(self) -> Any:
+    def spec(self) -> Any:
+        """The declaration of the recipe's task (a `tasks.TaskSpec`)."""
         spec = registry.tasks.get(self.task.name).attributes["spec"]
         return spec(self.task.options) if callable(spec) else spec
 
@@ -556,7 +699,7 @@ class Recipe(Section):
         known = [*columns]
         if any(column.kind == "tags" for column in columns.values()):
             known += ["text", "spans"]  # words and tags may come as text with spans in characters
-        asked = [role for role in self._spec.question or () if role not in known]  # roles of `predict` alone
+        asked = [role for role in self.spec.question or () if role not in known]  # roles of `predict` alone
         for setting, roles in (("columns", [*known, *asked]), ("missing", known)):
             given = getattr(self.data, setting)
             for role in given if isinstance(given, dict) else ():
@@ -574,7 +717,7 @@ class Recipe(Section):
             yield ("data", "rare_labels"), f"drop is for tasks with one label a row, and {name} has none; remove it"
         if self.data.augment is not None and self.data.augment.balance and not labelled:
             yield ("data", "augment", "balance"), f"expected a task with one label a row, found {name}"
-        if self.model.overflow == "window" and not self._spec.windows:
+        if self.model.overflow == "window" and not self.spec.windows:
             yield ("model", "overflow"), f"{name} reads no text in windows: use truncate or error"
         elif self.model.overflow == "window" and "text_pair" in self.data.columns:
             message = "windows over pairs of texts are not supported: use truncate or error, or one text"
@@ -582,7 +725,7 @@ class Recipe(Section):
 
     def _problems_of_training(self) -> Iterator[tuple[Keys, str]]:
         """Yield what does not fit between the task and how it is trained and judged."""
-        spec, name = self._spec, self.task.name
+        spec, name = self.spec, self.task.name
         asked: list[tuple[Keys, str]] = [(("metrics", index), metric) for index, metric in enumerate(self.metrics)]
         asked.append((("train", "early_stopping", "metric"), self.train.early_stopping.metric))
         asked += [
@@ -591,10 +734,20 @@ class Recipe(Section):
             if gate.keys[0] not in {"agreement", "size_ratio"}
         ]
         for keys, metric in asked:
+            if metric in spec.undefined:
+                yield keys, f"{metric} is not defined here: {spec.undefined[metric]}"
             fitting = [known for known in registry.metrics.names() if spec.kind in _judges(known)]
             if metric != "loss" and spec.kind not in registry.metrics.get(metric).attributes["of"]:
                 message = f"{metric} does not judge what {name} predicts{suggestion(metric, fitting)}"
                 yield keys, message
+        if spec.prompt is None and self.generation != GenerationSection():
+            yield ("generation",), f"{name} writes no texts; remove it"
+        if spec.prompt is not None and self.quantize is not None:
+            yield ("quantize",), _no_backend(name)
+        judge = self.train.early_stopping.metric
+        if spec.prompt is not None and not self.generation.validation_rows and judge != "loss" and is_written(judge):
+            message = f"expected 1 or more, since train.early_stopping judges by {judge}, for which texts are written"
+            yield ("generation", "validation_rows"), message
         if self.train.gradient_accumulation > 1 and not spec.adds_up:
             message = (
                 "expected 1, since this loss compares each row with the others of its batch and does not add up over "
@@ -612,6 +765,8 @@ class Recipe(Section):
         """
         plain: dict[str, Any] = _plain(self)
         plain["data"]["source"] = _without_secrets(plain["data"]["source"])
+        if self.spec.prompt is None:
+            del plain["generation"]
         return plain
 
     def to_yaml(self) -> str:
@@ -642,11 +797,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         plain = {name: _plain(getattr(value, name)) for name in fields}
-        # what says nothing is left out: null where null is the default, and no gates
+        # what says nothing is left out: null or no text where that is the default, and no gates
         return {
             name: item
             for name, item in plain.items()
-            if not (item is None and fields[name].default is None) and not (name == "gates" and not item)
+            if not (item in (None, "") and fields[name].default == item) and not (name == "gates" and not item)
         }
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -692,8 +847,9 @@ def _known_fields(model: type[BaseModel], keys: Keys) -> list[str]:
     """Return the settings that exist beside the last key."""
     for key in keys[:-1]:
         field = model.model_fields.get(str(key))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()  # of `Section | None` its parts
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is None:
             return []
         model = inner
     return list(model.model_fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,14 +31,26 @@ from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.statistics import point
 from finetune.fingerprints import differences, run_inputs
-from finetune.inference import Outputs, Predictor, model_settings, run_model
-from finetune.models.freezing import apply_freezing
-from finetune.models.loading import check_weights, find_model, load_model, load_tokenizer, quiet_transformers, read_json
+from finetune.generation import configure, sample_of
+from finetune.inference import Outputs, Predictor, adapter_settings, features_of, model_settings, run_model
+from finetune.models.freezing import Freezing, apply_freezing
+from finetune.models.loading import (
+    LoadedModel,
+    check_weights,
+    embeddings_of,
+    find_model,
+    fit_to_tokenizer,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+    read_json,
+)
+from finetune.models.scratch import new_model
 from finetune.progress import Progress, Silent
-from finetune.recipe import EarlyStopping, Recipe
+from finetune.recipe import EarlyStopping, Recipe, is_written
 from finetune.reports.plots import plot_loss_curve
 from finetune.runtime import Runtime
-from finetune.tasks import TaskSpec, open_task, reads_words, save_extras
+from finetune.tasks import TaskSpec, check_model, end_ids, open_task, prepare_tokenizer, reads_words, save_extras
 from finetune.training.batching import StepGroup, Together, step_groups, total_steps
 from finetune.training.checkpoints import (
     TrainingState,
@@ -193,26 +205,61 @@ class _Training:
         import torch
 
         recipe = self.recipe
-        model_folder = find_model(recipe.model, allow_code=runtime.allow_code)
-        check_weights(model_folder, recipe.model.sha256)
-        accelerator = runtime.accelerator()
+        model_folder = find_model(recipe.model, allow_code=runtime.allow_code) if recipe.model.id else None
+        tokenizer_folder = self.data.tokenizer_folder or model_folder
+        assert tokenizer_folder is not None, "a recipe has a model or a tokenizer"
         task, spec = open_task(recipe.task.name, recipe.task.options)
-        torch.manual_seed(recipe.seed)  # the new head is drawn from it
-        loaded = load_model(model_folder, task.head(self.data.labels), model_settings(recipe, runtime))
-        for notice in loaded.notices:
+        tokenizer = load_tokenizer(tokenizer_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
+        prepare_tokenizer(task, tokenizer)
+        accelerator = runtime.accelerator()
+        head, settings = task.head(self.data.labels), model_settings(recipe, runtime)
+        torch.manual_seed(recipe.seed)  # what is new is drawn from it
+        if recipe.model.scratch is not None:
+            loaded = new_model(recipe.model.scratch, tokenizer, head, settings)
+        else:
+            assert model_folder is not None
+            check_weights(model_folder, recipe.model.sha256)
+            loaded = load_model(model_folder, head, settings)
+        added = fit_to_tokenizer(loaded.model, tokenizer)
+        for notice in (*loaded.notices, *added):
             self.progress.note(notice)
-        freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
+        if spec.prompt is not None:
+            configure(loaded.model, tokenizer, recipe.generation, recipe.seed, end_ids(task, tokenizer))
+        model, freezing = self._trainable_parts(loaded, head.kind, added)
         self.progress.note(freezing_table(freezing))
-        tokenizer = load_tokenizer(model_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
-        loaded.model.config.pad_token_id = (
-            tokenizer.pad_token_id
-        )  # what pads has to be what the model takes for padding
+        # what pads has to be what the model takes for padding
+        model.config.pad_token_id = tokenizer.pad_token_id
         make = registry.optimizers.get(self.settings.optimizer.name).build(self.settings.optimizer.options)
-        model = loaded.model.to(accelerator.device)
+        if not settings.quantization:  # what is loaded in few bits has its place already
+            model = model.to(accelerator.device)
+        with accelerator.autocast():
+            check_model(task, model)
         optimizer = make(model.named_parameters(), self.settings.learning_rate)
         model, optimizer = accelerator.prepare(model, optimizer)
         fitted = spec.fit_targets(self.rows.rows) if spec.fit_targets else {}
-        return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted), spec
+        return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws), spec
+
+    def _trainable_parts(self, loaded: LoadedModel, head_kind: str, added: Sequence[str]) -> tuple[Any, Freezing]:
+        """Return the model with what is frozen frozen, and with adapters if the recipe has them.
+
+        `added` tells of tokens that are new to the model: adapters alone would never learn them.
+        """
+        recipe = self.recipe
+        if recipe.adapter is None:
+            freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
+            return loaded.model, freezing
+        from finetune.models.adapters import apply_adapter
+
+        applied = apply_adapter(loaded.model, adapter_settings(recipe.adapter), loaded.new_parameters, head_kind)
+        missing = [name for name in embeddings_of(loaded.model) if not applied.trains_whole(name)] if added else []
+        if missing:
+            raise FinetuneError(
+                f"adapter: {added[0]}, and adapters leave embeddings as they are. Set adapter.also_train: "
+                f"[{', '.join(missing)}], or name a template without new tokens"
+            )
+        for notice in applied.notices:
+            self.progress.note(notice)
+        return applied.model, applied.freezing
 
     def run(self) -> None:
         """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
@@ -280,10 +327,25 @@ class _Training:
         assert outputs.loss is not None, "validation rows have targets"
         scores = {"loss": outputs.loss}
         predictions = self._decoded(outputs, self._fitted_on(outputs))
+        written = self._written(predictions)
         for name in dict.fromkeys((*self.spec.metrics[:2], self.settings.early_stopping.metric)):
-            if name != "loss":
+            if name == "loss":
+                continue
+            if not (self.spec.judged_by_text and is_written(name)):
                 scores[name] = point(name, predictions)
+            elif written is not None:
+                scores[name] = point(name, written)
         return scores
+
+    def _written(self, predictions: Predictions) -> Predictions | None:
+        """Return a sample of the validation rows with what the model writes for them, if its task is to write."""
+        wanted = self.recipe.generation.validation_rows
+        if not self.spec.judged_by_text or not wanted:
+            return None
+        import numpy as np
+
+        rows = sample_of(len(predictions), wanted, self.recipe.seed)
+        return self._predictor.write(predictions.take(np.array(rows)), self.validation.features)
 
     @cached_property
     def _predictor(self) -> Predictor:
@@ -298,8 +360,10 @@ class _Training:
             spec=self.spec,
             labels=self.data.labels,
             device=learner.accelerator.device,
-            encoder=Encoder.of(learner.tokenizer, Limits(**self.data.limits)),
+            encoder=Encoder.of(learner.tokenizer, Limits(**self.data.limits), whole=self.spec.whole_tokenizer),
             fitted=learner.fitted,
+            generation=self.recipe.generation,
+            seed=self.recipe.seed,
         )
 
     def _validation_outputs(self) -> Outputs:
@@ -335,19 +399,19 @@ class _Training:
     def finish(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Write the model as an ordinary Hugging Face folder, the recipe and the picture; return the manifest."""
         learner = self.learner
+        fitted = self._fitted_on(self._validation_outputs()) if self.spec.fit_decisions else learner.fitted
         model = learner.accelerator.unwrap_model(learner.model)
         with quiet_transformers(), disk_errors(self.folder / "model"):
-            model.save_pretrained(self.folder / "model")
+            self._save(model)
             learner.tokenizer.save_pretrained(self.folder / "model")
         save_extras(learner.task, self.folder / "model", self.data.limits["max_length"])
-        fitted = self._fitted_on(self._validation_outputs()) if self.spec.fit_decisions else learner.fitted
         if fitted:
             write_json(self.folder / FITTED, dict(fitted))
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
         return {
             "kind": "run",
-            "format": "transformers",
+            "format": "adapter" if self.recipe.adapter and not self.recipe.adapter.merge else "transformers",
             "task": self.recipe.task.resolved(),
             "labels": self.data.labels,
             "limits": self.data.limits,
@@ -365,6 +429,30 @@ class _Training:
             "inputs": inputs,
             "versions": versions(),
         }
+
+    def _save(self, model: Any) -> None:
+        """Save the model; of one with adapters these alone, or, merged, all of it and the adapters beside it."""
+        adapter, folder = self.recipe.adapter, self.folder / "model"
+        if adapter is None:
+            model.save_pretrained(folder)
+            return
+        from finetune.models.adapter_files import save_adapter
+        from finetune.models.adapter_merging import check_merged, merge
+
+        if not adapter.bits:
+            difference = check_merged(model, self._a_batch())
+            self.progress.note(f"merging the adapter moves the outputs by at most {difference:.1e} of the largest")
+        base = "" if Path(self.recipe.model.id).is_absolute() else self.recipe.model.id
+        save_adapter(model, self.folder / "adapter" if adapter.merge else folder, base)
+        if adapter.merge:
+            merge(model).save_pretrained(folder)
+
+    def _a_batch(self) -> Mapping[str, Any]:
+        """Return inputs of a few validation windows."""
+        windows = range(min(4, len(self.validation.features)))
+        features = features_of(self.spec, self.validation.features, windows)
+        batch = self.learner.task.collate(features, self.learner.tokenizer)
+        return batch.to(self.learner.accelerator.device).inputs
 
     def _best_scores(self) -> dict[str, float | None]:
         """Return the validation scores of the restored step, from the log; None where one is not defined."""

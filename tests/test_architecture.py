@@ -26,13 +26,14 @@ LEVELS = (
     ("tasks",),
     ("training",),
     ("quantization", "reports"),
-    ("fingerprints", "inference", "preparation"),
+    ("fingerprints", "generation", "preparation"),
+    ("inference",),
     ("prepare", "train", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
     ("cli",),
     ("__main__",),
 )
-STAGES = LEVELS[11]
+STAGES = LEVELS[12]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pyarrow", "matplotlib", "evaluate"}
 

@@ -22,7 +22,7 @@ from finetune.tasks import PreparesRows, Task, TaskSpec, open_task
 
 PREPARING_MEMBERS = {"columns", "encode", "head"}
 TASK_MEMBERS = {*PREPARING_MEMBERS, "collate", "forward", "loss", "decode"}
-OPTIONAL_MEMBERS = {"save_extras"}
+OPTIONAL_MEMBERS = {"save_extras", "prepare_tokenizer", "end_ids", "pack", "packs", "check_model", "max_target_length"}
 
 
 def entry_of(parts: Registry, name: str) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -92,8 +92,13 @@ class TaskSpec:
     `details` adds keys to the JSON report, and `sections` makes tables and pictures of that report.
 
     What is fitted beside the weights: `fit_targets` on the training rows before training, `fit_decisions` on
-    predictions for the validation split. Features equal in `together` share a micro-batch (`row`: the parts of a
-    row), and batch sizes count such groups. A loss that does not add up over micro-batches refuses accumulation.
+    predictions for the validation split. Features equal in `together` share a micro-batch (`row`: the parts of a row),
+    and batch sizes count such groups. A loss that does not add up over micro-batches refuses accumulation. Where
+    `draws`, each window that is learned from or scored has a `draw`, three numbers that seed what `collate` draws:
+    other ones in each epoch, always the same in evaluation. `reduce` makes of raw outputs, too large to be kept for
+    all windows, what `decode` needs of them, one entry a window. `in_words` puts predictions of tokens into words (of
+    predictions and the tokenizer). A task with a `prompt` writes texts: of a window's features it is the ids after
+    which writing begins.
     """
 
     kind: str
@@ -107,7 +112,7 @@ class TaskSpec:
     worst_means: str
     details: Callable[[Any, int], dict[str, Any]]
     sections: Callable[[Mapping[str, Any]], list[Section]]
-    unit: Literal["row", "document", "query"] = "row"
+    unit: Literal["row", "document", "query", "source"] = "row"
     unit_role: str | None = None
     question: Mapping[str, Column] | None = None
     fit_targets: Callable[[Iterable[Row]], dict[str, Any]] | None = None
@@ -115,7 +120,18 @@ class TaskSpec:
     together: str | None = None
     adds_up: bool = True
     by_token: bool = False
+    draws: bool = False
+    reduce: Callable[[torch.Tensor, Batch], torch.Tensor] | None = None
+    in_words: Callable[[Any, Any], Any] | None = None
+    prompt: Callable[[Mapping[str, Any]], list[int]] | None = None
     windows: bool = True  # whether long texts may become windows
+    whole_tokenizer: bool = False  # whether encoding takes more than the tokenizer's fast backend
+    undefined: Mapping[str, str] = field(default_factory=dict)  # metrics of its kind that it can't have, and why
+
+    @property
+    def judged_by_text(self) -> bool:
+        """Whether what the model writes is scored; of other tasks that write it is only shown."""
+        return self.prompt is not None and self.kind == "texts"
 
 
 def open_task(name: str, options: Mapping[str, Any]) -> tuple[Task, TaskSpec]:
@@ -128,6 +144,26 @@ def open_task(name: str, options: Mapping[str, Any]) -> tuple[Task, TaskSpec]:
 def reads_words(task: PreparesRows) -> bool:
     """Tell whether rows are words, which byte-level tokenizers must be told to part by blanks."""
     return any(column.kind == "tokens" for column in task.columns.values())
+
+
+def prepare_tokenizer(task: PreparesRows, tokenizer: Any) -> None:
+    """Let a task change the tokenizer before anything is tokenized, if it wants to: tokens or a template of its own."""
+    prepare = getattr(task, "prepare_tokenizer", None)
+    if prepare is not None:
+        prepare(tokenizer)
+
+
+def check_model(task: Task, model: Any) -> None:
+    """Let a task refuse a loaded model that cannot do what its options ask for."""
+    check = getattr(task, "check_model", None)
+    if check is not None:
+        check(model)
+
+
+def end_ids(task: Task, tokenizer: Any) -> list[int]:
+    """Return the tokens by which a task's texts end beside the tokenizer's end of text, if it has any."""
+    found = getattr(task, "end_ids", None)
+    return [] if found is None else found(tokenizer)
 
 
 def save_extras(task: Task, folder: Path, max_length: int) -> None:

@@ -63,6 +63,7 @@ class Learner:
     task: Task
     tokenizer: Any
     fitted: Mapping[str, Any] = field(default_factory=dict)
+    draws: bool = False
 
 
 def optimizer_steps(
@@ -89,7 +90,7 @@ def optimizer_steps(
         for parameters in learner.optimizer.param_groups:
             parameters["lr"] = rate
         _seed_step(seed, number)
-        loss, tokens = _accumulate(learner, rows, group)
+        loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None)
         norm = _clip(learner, max_gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FinetuneError(
@@ -139,18 +140,24 @@ def _seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "big"))
 
 
-def _accumulate(learner: Learner, rows: Sequence[Features], group: StepGroup) -> tuple[float, int]:
+def _accumulate(
+    learner: Learner, rows: Sequence[Features], group: StepGroup, draw: tuple[int, int] | None
+) -> tuple[float, int]:
     """Add up the gradients of a step group and divide by its targets; return the mean loss and the tokens read.
 
     The losses are summed, not averaged, and divided once by the number of targets of the whole group: micro-batches
-    of other sizes, and a short last group, then give the same gradient. Averages of averages would not.
+    of other sizes, and a short last group, then give the same gradient. Averages of averages would not. With `draw`
+    each window also gets what seeds its drawing, whatever its company.
     """
     import torch
 
+    # a task may put the rows of a batch together otherwise where no row has to be found again
+    collate = learner.task.pack if getattr(learner.task, "packs", False) else learner.task.collate  # type: ignore[attr-defined]
     set_training_mode(learner.accelerator.unwrap_model(learner.model), learner.freezing)
     loss_sum, count, tokens = 0.0, 0.0, 0
     for micro_batch in group:
-        batch = learner.task.collate([rows[index] for index in micro_batch], learner.tokenizer)
+        features = [rows[index] if draw is None else {**rows[index], "draw": (*draw, index)} for index in micro_batch]
+        batch = collate(features, learner.tokenizer)
         tokens += int(batch.inputs["attention_mask"].sum())
         batch = batch.to(learner.accelerator.device)
         with learner.accelerator.autocast():

@@ -452,3 +452,14 @@ def test_questions_are_told_apart_by_the_word_that_asks(question: str, word: str
     from finetune.tasks.answer_reports import question_word
 
     assert question_word(question) == word
+
+
+def test_the_best_model_can_be_chosen_by_exact_match_which_texts_that_are_written_have_too(tmp_path: Path) -> None:
+    world = World(tmp_path, pair_model(tmp_path / "model"))
+    recipe = world.recipe(
+        question_rows(60), task="question-answering", data={"split": "random"}, model={"max_length": 64},
+        train={"epochs": 2, "learning_rate": 1e-2, "early_stopping": {"metric": "exact-match"}},
+    )  # fmt: skip
+    run = Job(recipe, tmp_path / "out", Runtime(threads=1)).run()
+    assert 0 <= run.manifest["metrics"]["exact-match"] <= 1
+    assert "generation" not in run.manifest["inputs"]
