@@ -48,8 +48,10 @@ TOLD_LANGUAGES = ("mbart", "m2m_100", "nllb-moe", "plbart")
 TEXT_FAMILIES = "BERT, RoBERTa, DistilBERT, DeBERTa, ModernBERT, GPT-2"
 
 
-def check_family(config: Any, kind: Kind) -> None:
+def check_family(config: Any, kind: Kind, setting: str = "model.id") -> None:
     """Raise FinetuneError when a model of this configuration cannot do what a task needs; it names what would fit.
+
+    `setting` is where the recipe names the model.
 
     A family fits when transformers has the head for it and it reads token ids. The encoder alone, and the ends of an
     answer, are asked of encoders (or decoders), not of models that have both.
@@ -57,8 +59,8 @@ def check_family(config: Any, kind: Kind) -> None:
     problem = _problem(config, kind)
     if problem:
         raise FinetuneError(
-            f"model.id: expected {NEEDS[kind]}, found a model of the family {config.model_type!r}, {problem}. Families "
-            f"that fit: {', '.join(fitting(kind))}"
+            f"{setting}: expected {NEEDS[kind]}, found a model of the family {config.model_type!r}, {problem}. "
+            f"Families that fit: {', '.join(fitting(kind))}"
         )
 
 

@@ -67,7 +67,7 @@ def scratch_config(scratch: Scratch, tokenizer: Any | None, kind: Kind) -> Any:
 
         family = scratch.architecture
         blank = _blank(family)
-        check_family(blank, kind)
+        check_family(blank, kind, "model.scratch.architecture")
         settings = {**_tokens(blank, tokenizer), **_settings(scratch, blank)}
         try:
             config = type(blank)(**settings)
