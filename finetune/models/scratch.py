@@ -5,6 +5,7 @@ The names of the recipe are the same for every family; `config` passes any other
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError, nearest
@@ -131,6 +132,30 @@ def new_model(scratch: Scratch, tokenizer: Any, head: Head, settings: ModelSetti
 
 def _settings(scratch: Scratch, blank: Any) -> dict[str, Any]:
     """Return the recipe's settings under the family's names."""
+    sizes = _sizes(scratch, blank)
+    _check_own_names(scratch, blank, sizes)
+    per_head = scratch.hidden_size // scratch.heads
+    derived = {"num_key_value_heads": scratch.heads, "d_kv": per_head, "head_dim": per_head}
+    found = {**sizes, **{name: value for name, value in derived.items() if hasattr(blank, name)}, **_positions(scratch)}
+    if scratch.initializer_range is not None:
+        own = "initializer_range" if hasattr(blank, "initializer_range") else "init_std"
+        if not hasattr(blank, own):
+            raise FinetuneError(
+                f"model.scratch.initializer_range: the family {scratch.architecture!r} has none; look for its own "
+                "setting, and give it under model.scratch.config"
+            )
+        found[own] = scratch.initializer_range
+    if scratch.tie_embeddings is not None:
+        if not scratch.tie_embeddings and scratch.architecture in ALWAYS_TIED:
+            raise FinetuneError(
+                f"model.scratch.tie_embeddings: {scratch.architecture} always ties them in transformers 5; remove it"
+            )
+        found["tie_word_embeddings"] = scratch.tie_embeddings
+    return {**found, **scratch.config}
+
+
+def _sizes(scratch: Scratch, blank: Any) -> dict[str, Any]:
+    """Return how large the model is to be, under the family's names."""
     family = scratch.architecture
     if scratch.hidden_size % scratch.heads:
         raise FinetuneError(
@@ -142,14 +167,12 @@ def _settings(scratch: Scratch, blank: Any) -> dict[str, Any]:
             f"model.scratch.architecture: of models with an encoder and a decoder {', '.join(LAYERS)} can be made; "
             f"found {family}"
         )
+    width = scratch.feed_forward_size or 4 * scratch.hidden_size
     names: dict[str, tuple[tuple[str, ...], Any]] = {
         "layers": (LAYERS.get(family, ("num_hidden_layers",)), scratch.layers),
         "heads": (HEADS.get(family, ("num_attention_heads",)), scratch.heads),
         "hidden_size": (("hidden_size",), scratch.hidden_size),
-        "feed_forward_size": (
-            FEED_FORWARD.get(family, ("intermediate_size",)),
-            scratch.feed_forward_size or 4 * scratch.hidden_size,
-        ),
+        "feed_forward_size": (FEED_FORWARD.get(family, ("intermediate_size",)), width),
         "context": ((CONTEXT,), scratch.context),
     }
     found = {}
@@ -165,39 +188,23 @@ def _settings(scratch: Scratch, blank: Any) -> dict[str, Any]:
                 )
             elif setting not in ("context", "feed_forward_size"):  # relative positions have no end
                 raise FinetuneError(f"model.scratch.{setting}: the family {family!r} has none; take another family")
-    twice = [name for name in scratch.config if blank.attribute_map.get(name, name) in found]
-    if twice:
-        raise FinetuneError(
-            f"model.scratch.config: {twice[0]} is said already by the settings of model.scratch; change it there"
-        )
-    if hasattr(blank, "num_key_value_heads"):
-        found["num_key_value_heads"] = scratch.heads
-    for name in ("d_kv", "head_dim"):
-        if hasattr(blank, name):
-            found[name] = scratch.hidden_size // scratch.heads
-    found |= _positions(scratch)
-    if scratch.initializer_range is not None:
-        own = "initializer_range" if hasattr(blank, "initializer_range") else "init_std"
-        if not hasattr(blank, own):
+    return found
+
+
+def _check_own_names(scratch: Scratch, blank: Any, sizes: Mapping[str, Any]) -> None:
+    """Raise FinetuneError for a setting of the family that is said elsewhere, or that it does not have."""
+    for name in scratch.config:
+        if blank.attribute_map.get(name, name) in sizes:
             raise FinetuneError(
-                f"model.scratch.initializer_range: the family {family!r} has none; look for its own setting, and give "
-                "it under model.scratch.config"
+                f"model.scratch.config: {name} is said already by the settings of model.scratch; change it there"
             )
-        found[own] = scratch.initializer_range
-    if scratch.tie_embeddings is False and family in ALWAYS_TIED:
-        raise FinetuneError(f"model.scratch.tie_embeddings: {family} always ties them in transformers 5; remove it")
-    if scratch.tie_embeddings is not None:
-        found["tie_word_embeddings"] = scratch.tie_embeddings
-    fixed = [name for name in scratch.config if name in OF_THE_TOKENIZER]
-    if fixed:
-        raise FinetuneError(f"model.scratch.config: {fixed[0]} follows from the tokenizer; remove it")
-    unknown = [name for name in scratch.config if not hasattr(blank, name)]
-    if unknown:
-        raise FinetuneError(
-            f"model.scratch.config: the configuration of {family!r} has no {unknown[0]!r}. "
-            f"{nearest(unknown[0], list(blank.to_dict()))}".rstrip()
-        )
-    return {**found, **scratch.config}
+        if name in OF_THE_TOKENIZER:
+            raise FinetuneError(f"model.scratch.config: {name} follows from the tokenizer; remove it")
+        if not hasattr(blank, name):
+            raise FinetuneError(
+                f"model.scratch.config: the configuration of {scratch.architecture!r} has no {name!r}. "
+                f"{nearest(name, list(blank.to_dict()))}".rstrip()
+            )
 
 
 def _positions(scratch: Scratch) -> dict[str, Any]:

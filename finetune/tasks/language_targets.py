@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.ownership import NO_WORD
 from finetune.data.tokenization import NO_TARGET
+from finetune.evaluation.predictions import objects
 from finetune.tasks import Batch
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def guesses_of_rows(
 
     guesses = guesses_by_row(outputs, row_ids, len(texts))
     return LanguagePredictions(
-        _objects(texts), guesses, np.zeros(len(texts), dtype=np.int64) if sizes is None else sizes
+        objects(texts), guesses, np.zeros(len(texts), dtype=np.int64) if sizes is None else sizes
     )
 
 
@@ -133,7 +134,7 @@ def best_of_rows(outputs: Sequence[NDArray[Any]], features: FeatureTable, texts:
         values = np.concatenate([values for _, values in found])
         ids = np.concatenate([ids for ids, _ in found]).astype(np.int64)
         best.append(Best(ids, values[..., 0].astype(np.int64), values[..., 1]))
-    return LanguagePredictions(_objects(texts), (), np.zeros(len(texts), dtype=np.int64), tuple(best))
+    return LanguagePredictions(objects(texts), (), np.zeros(len(texts), dtype=np.int64), tuple(best))
 
 
 def in_words(predictions: LanguagePredictions, tokenizer: Any) -> LanguagePredictions:
@@ -144,11 +145,3 @@ def in_words(predictions: LanguagePredictions, tokenizer: Any) -> LanguagePredic
     ids = np.unique(np.concatenate([np.ravel(values) for row in rows for values in row]) if rows else np.zeros(0, int))
     words = {token: tokenizer.decode([token]).strip() for token in ids.tolist()}
     return replace(predictions, words=words, mask=tokenizer.mask_token_id)
-
-
-def _objects(values: Sequence[Any]) -> NDArray[Any]:
-    import numpy as np
-
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

@@ -22,6 +22,7 @@ from pydantic import Field
 from finetune.data.contexts import NO_ANSWER, OUTSIDE, encode_contexts
 from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
+from finetune.evaluation.predictions import objects
 from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
@@ -167,10 +168,10 @@ class QuestionAnswering:
         targets = [tuple(answer["text"] for answer in row["answers"]) for row in asked if "answers" in row]
         places = list(map(_without_blanks, contexts, spans))
         return AnswerPredictions(
-            questions=_objects([row["question"] for row in asked]),
+            questions=objects([row["question"] for row in asked]),
             contexts=np.array([numbers[context] for context in contexts], dtype=np.int64),
-            targets=_objects(targets),
-            texts=_objects([context[start:end] for context, (start, end) in zip(contexts, places, strict=True)]),
+            targets=objects(targets),
+            texts=objects([context[start:end] for context, (start, end) in zip(contexts, places, strict=True)]),
             starts=np.array([start for start, _ in places], dtype=np.int64),
             ends=np.array([end for _, end in places], dtype=np.int64),
             probabilities=np.array([span.probability for span in spans]),
@@ -221,12 +222,3 @@ def _without_blanks(context: str, span: Span) -> tuple[int, int]:
     text = context[span.start : span.end]
     start = span.start + len(text) - len(text.lstrip())
     return start, start + len(text.strip())
-
-
-def _objects(values: Sequence[Any]) -> NDArray[Any]:
-    """Return Python values as an array of objects, tuples too."""
-    import numpy as np
-
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

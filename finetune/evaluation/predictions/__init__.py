@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 if TYPE_CHECKING:
@@ -26,3 +27,12 @@ class Predictions(Protocol):
 
     def agrees(self, other: Self) -> NDArray[Any]:
         """Tell for each answer whether another model gives the same, shape (answers,)."""
+
+
+def objects(values: Sequence[Any]) -> NDArray[Any]:
+    """Return an array of any objects; numpy would make one of two dimensions of equally long tuples."""
+    import numpy as np
+
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune.errors import FinetuneError
+from finetune.evaluation.predictions import objects
 from finetune.evaluation.predictions.language import Guesses, sums_of
 from finetune.evaluation.rouge import rouge_scores
 
@@ -60,7 +61,7 @@ class TextPredictions:
         assert len(said) in (0, len(sources)), "every answer has its source"
         assert not references or (len(sources) == len(references) and all(references)), "one or more for every answer"
         numbers = np.arange(len(sources)) if rows is None else np.array(rows, dtype=np.int64)
-        texts = (_objects(said), _objects([*map(tuple, references)]), _objects(sources))
+        texts = (objects(said), objects([*map(tuple, references)]), objects(sources))
         counted = None if sizes is None else np.array(sizes, dtype=np.int64)
         return cls(*texts, numbers, pattern, guesses, counted)
 
@@ -86,14 +87,14 @@ class TextPredictions:
     def saying(self, texts: Sequence[str]) -> TextPredictions:
         """Return predictions for the same rows of who says these texts, and guesses no tokens."""
         assert len(texts) == len(self)
-        return replace(self, said=_objects(texts), guesses=(), bytes=None, finished=None, cut=None)
+        return replace(self, said=objects(texts), guesses=(), bytes=None, finished=None, cut=None)
 
     def writing(self, texts: Sequence[str], finished: Sequence[bool], cut: Sequence[int]) -> TextPredictions:
         """Return the predictions with what the same model wrote, whether it ended each, and what of prompts was cut."""
         import numpy as np
 
         assert len(texts) == len(finished) == len(cut) == len(self)
-        return replace(self, said=_objects(texts), finished=_truths(finished), cut=np.array(cut, dtype=np.int64))
+        return replace(self, said=objects(texts), finished=_truths(finished), cut=np.array(cut, dtype=np.int64))
 
     def sums(self) -> NDArray[Any]:
         """Return for each answer its loss in nats, tokens, bytes, and tokens guessed rightly, shape (answers, 4)."""
@@ -187,12 +188,3 @@ def _truths(values: Iterable[bool]) -> NDArray[Any]:
     import numpy as np
 
     return np.array(list(values), dtype=bool)
-
-
-def _objects(values: Sequence[Any]) -> NDArray[Any]:
-    """Return an array of any objects; numpy would make one of two dimensions of equally long tuples."""
-    import numpy as np
-
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
