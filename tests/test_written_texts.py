@@ -246,6 +246,7 @@ def test_other_settings_of_generation_make_a_new_report_and_no_new_run(tmp_path:
     assert set(statuses(**quick).values()) == {"done"}
     assert set(statuses(**quick).values()) == {"skipped"}
     assert statuses(**quick, generation={"beams": 1}) == {"prepare": "skipped", "train": "skipped", "eval": "done"}
+    assert Run(tmp_path / "out" / "run").recipe.generation.beams == 1, "by which predict writes from now on"
     assert statuses(**quick, generation={"beams": 1, "validation_rows": 2})["train"] == "skipped"
     judged = {"train": {"max_steps": 2, "early_stopping": {"metric": "rougeL"}}}
     assert statuses(**judged)["train"] == "done"
