@@ -22,11 +22,15 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Cost:
-    """What a child process and its own children cost: seconds by the clock and of CPU, the peak of RssAnon in bytes."""
+    """What a child process and its own children cost: seconds by the clock and of CPU, the peak of RssAnon in bytes.
+
+    `resident` is the most that the child itself held, the files that it maps among it (`ru_maxrss`).
+    """
 
     wall: float
     cpu: float
     memory: int
+    resident: int = 0
 
 
 def run_child(
@@ -62,7 +66,9 @@ def run_child(
         reader.join()
     if check and process.returncode:
         sys.exit(f"{' '.join(command)}\nexit {process.returncode}\n{errors[0]}")
-    return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, peak), output[0]
+    # kilobytes everywhere but on macOS
+    resident = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, peak, resident), output[0]
 
 
 def anonymous_memory(pid: int) -> int:

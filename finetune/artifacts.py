@@ -267,7 +267,11 @@ class FeatureTable(Sequence[dict[str, Any]]):
     @property
     def lengths(self) -> list[int]:
         """Tokens per window."""
-        return [length for chunk in self._chunks for length in chunk.lengths]
+        return self.lengths_of(("input_ids",))
+
+    def lengths_of(self, names: Sequence[str]) -> list[int]:
+        """Return how long some features of a window are together, for each window."""
+        return [length for chunk in self._chunks for length in chunk.lengths(names)]
 
     def scalars(self, name: str) -> NDArray[Any]:
         """Return a number that each row has, for each window the one of its row, shape (windows,)."""
@@ -337,10 +341,15 @@ class _FeatureChunk:
     def __len__(self) -> int:
         return len(self.row_ids)
 
-    @property
-    def lengths(self) -> list[int]:
-        offsets = self._lists["input_ids"][0][self._first : self._first + len(self) + 1]
-        return (offsets[1:] - offsets[:-1]).tolist()  # type: ignore[no-any-return]
+    def lengths(self, names: Sequence[str]) -> list[int]:
+        import numpy as np
+
+        found = np.zeros(len(self), np.int64)
+        for name in names:
+            if name in self._lists:  # rows to be answered have no targets
+                offsets = self._lists[name][0][self._first : self._first + len(self) + 1]
+                found += offsets[1:] - offsets[:-1]
+        return found.tolist()
 
     def window(self, index: int) -> dict[str, Any]:
         row, position = int(self.row_ids[index]), index + self._first

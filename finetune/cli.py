@@ -20,6 +20,7 @@ from finetune.console import (
     ConsoleProgress,
     print_data,
     print_json,
+    print_plan,
     print_preview,
     print_quantized,
     print_report,
@@ -222,6 +223,39 @@ def prepare(
     elif not quiet:
         print_data(data.report)
         print(f"report: {data.folder / 'report.md'}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Do three steps, and a few more, to tell how long training will take.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Tell what training will need (memory, steps, tokens, disk, time), and what to change if that is too much.
+
+    Prepares the data first if that was not done, and trains nothing.
+
+    \b
+    finetune plan recipes/quickstart.yaml
+    finetune plan recipes/quickstart.yaml --measure --set train.batch_size=128
+    """
+    job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
+    report = job.plan(measure=measure)
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        print_plan(report)
+        print(f"report: {job.plan_folder / 'plan.md'}")
 
 
 @app.command()

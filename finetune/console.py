@@ -154,6 +154,33 @@ def print_data(report: Mapping[str, Any], *, last: bool = True) -> None:
         print(f"{'':<10} {' and '.join(more)}: see the report")
 
 
+def print_plan(report: Mapping[str, Any]) -> None:
+    """Print what a training will need, and what to change if something is too much."""
+    from finetune.reports.plan import advised, memory_rows, work_rows
+
+    parameters, schedule = report["parameters"], report["schedule"]
+    first, last = schedule[0]["learning_rate"], schedule[-1]["learning_rate"]
+    highest = max(schedule, key=lambda point: point["learning_rate"])
+    most = f"{highest['learning_rate']:.2g} (step {highest['step']:,})"
+    rows = [
+        ("parameters", f"{parameters['trainable']:,} of {parameters['total']:,} are trained"),
+        *work_rows(report),
+        (
+            "learning rate",
+            f"{first:.2g} at first, {most} at most, {last:.2g} at last",
+        ),
+    ]
+    print()
+    for name, text in rows:
+        print(f"{name:<16} {text}")
+    print(f"\nmemory on {report['device']}, each part at its largest")
+    for name, text in memory_rows(report):
+        print(f"{name:<40} {text:>10}")
+    for line in advised(report):
+        print(f"\nwarning: {printable(line)}")
+    print()
+
+
 def print_run(run: Run) -> None:
     """Print what training gave."""
     found = run.manifest

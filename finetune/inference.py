@@ -77,9 +77,15 @@ class Predictor:
 
     def write(self, predictions: Predictions, features: FeatureTable, progress: Progress | None = None) -> Predictions:
         """Return predictions with what the model writes for each of their rows; `features` are those of all rows."""
-        written = self._written(self._prompts(features, predictions.rows.tolist()), progress)
+        written = self.write_rows(features, predictions.rows.tolist(), progress)
         texts, finished, cut = zip(*written, strict=True) if written else ((), (), ())
         return predictions.writing(texts, finished, cut)  # type: ignore[attr-defined, no-any-return]
+
+    def write_rows(
+        self, features: FeatureTable, rows: Sequence[int], progress: Progress | None = None
+    ) -> list[Written]:
+        """Return what the model writes for some rows."""
+        return self._written(self._prompts(features, rows), progress)
 
     def _with_samples(self, predictions: Predictions, features: FeatureTable) -> Predictions:
         """Return predictions with how the model goes on from the beginnings of the first rows."""
@@ -206,7 +212,7 @@ def open_pretrained(run: Run, runtime: Runtime) -> Predictor:
     )
 
 
-def model_settings(recipe: Recipe, runtime: Runtime) -> ModelSettings:
+def model_settings(recipe: Recipe, runtime: Runtime, *, empty: bool = False) -> ModelSettings:
     """Return how the recipe wants its model loaded."""
     section = recipe.model
     quantization = None
@@ -214,7 +220,7 @@ def model_settings(recipe: Recipe, runtime: Runtime) -> ModelSettings:
         from finetune.models.adapters import quantization_config
 
         quantization = quantization_config(adapter_settings(recipe.adapter))
-    return ModelSettings(runtime.allow_code, section.attention, section.dropout, section.dtype, quantization)
+    return ModelSettings(runtime.allow_code, section.attention, section.dropout, section.dtype, quantization, empty)
 
 
 def adapter_settings(adapter: Adapter) -> AdapterSettings:
@@ -258,30 +264,48 @@ def run_model(
 
     from finetune.progress import Silent
 
-    task, by_token = predictor.task, predictor.spec.by_token
-    together = Together(features.lengths, features.keys(predictor.spec.together))
+    together = Together(features.lengths_of(predictor.spec.sized_by), features.keys(predictor.spec.together))
     outputs: list[Any] = [None] * len(features)
     loss, count = 0.0, 0.0
     with torch.random.fork_rng(), torch.no_grad(), (progress or Silent()).bar("scoring", len(features)) as bar:
-        for groups in _batches(together, batch_size, loss_batch_size):
+        for groups in evaluation_groups(together, batch_size, loss_batch_size):
             windows = together.windows(groups)
-            batch = task.collate(features_of(predictor.spec, features, windows), predictor.tokenizer)
-            batch = batch.to(predictor.device)
-            parts = [
-                {name: tensor[start : start + batch_size] for name, tensor in batch.inputs.items()}
-                for start in range(0, len(windows), batch_size)
-            ]
-            found = torch.cat([predictor.forward(part).float() for part in parts])
-            if batch.targets:
-                part = task.loss(found, batch, predictor.fitted)
-                loss, count = loss + float(part[0]), count + float(part[1])
-            if predictor.spec.reduce:
-                found = predictor.spec.reduce(found, batch)
-            lengths = batch.inputs["attention_mask"].sum(dim=1).tolist() if by_token else None
-            for place, (window, values) in enumerate(zip(windows, found.cpu().numpy(), strict=True)):
-                outputs[window] = values[: lengths[place]].copy() if lengths else values
+            scored = score_batch(predictor, features, windows, batch_size)
+            loss, count = loss + scored.loss, count + scored.count
+            for place, (window, values) in enumerate(zip(windows, scored.outputs.cpu().numpy(), strict=True)):
+                outputs[window] = values[: scored.lengths[place]].copy() if scored.lengths else values
             bar.advance(len(windows))
     return Outputs(outputs, loss / count if count else None)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A batch's raw outputs, the sum of its losses and over how many targets; of tokens' outputs the rows' lengths."""
+
+    outputs: torch.Tensor
+    loss: float
+    count: float
+    lengths: list[int]
+
+
+def score_batch(predictor: Predictor, features: FeatureTable, windows: Sequence[int], batch_size: int) -> ScoredBatch:
+    """Run a model (which is in eval mode) over some windows at once, `batch_size` of them at a time."""
+    import torch
+
+    task, spec = predictor.task, predictor.spec
+    batch = task.collate(features_of(spec, features, windows), predictor.tokenizer).to(predictor.device)
+    parts = [
+        {name: tensor[start : start + batch_size] for name, tensor in batch.inputs.items()}
+        for start in range(0, len(windows), batch_size)
+    ]
+    found = [predictor.forward(part).float() for part in parts]
+    outputs = found[0] if len(found) == 1 else torch.cat(found)  # a copy of a vocabulary's scores is large
+    loss, count = 0.0, 0.0
+    if batch.targets:
+        total, targets = task.loss(outputs, batch, predictor.fitted)
+        loss, count = float(total), float(targets)
+    lengths = batch.inputs["attention_mask"].sum(dim=1).tolist() if spec.by_token else []
+    return ScoredBatch(spec.reduce(outputs, batch) if spec.reduce else outputs, loss, count, lengths)
 
 
 def features_of(spec: TaskSpec, features: FeatureTable, windows: Sequence[int]) -> list[dict[str, Any]]:
@@ -291,7 +315,7 @@ def features_of(spec: TaskSpec, features: FeatureTable, windows: Sequence[int]) 
     return [{**features[window], "draw": (HELD_OUT, 0, window)} for window in windows]
 
 
-def _batches(together: Together, batch_size: int, loss_batch_size: int | None) -> Iterator[list[int]]:
+def evaluation_groups(together: Together, batch_size: int, loss_batch_size: int | None = None) -> Iterator[list[int]]:
     """Yield the groups of each batch: of similar length, or, if the loss depends on its company, in their order."""
     if loss_batch_size is not None:
         every = list(range(len(together)))

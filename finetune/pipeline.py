@@ -34,6 +34,7 @@ from finetune.fingerprints import (
     run_inputs,
     tokens_inputs,
 )
+from finetune.plan import plan
 from finetune.prepare import prepare
 from finetune.progress import Progress, Silent
 from finetune.recipe import Part, Recipe
@@ -99,6 +100,18 @@ class Job:
             ),
         )
         return self._data
+
+    @property
+    def plan_folder(self) -> Path:
+        """Where the plan is written."""
+        return self.root / "plan"
+
+    def plan(self, *, measure: bool = False) -> dict[str, Any]:
+        """Return what training will need, on data that is made if need be."""
+        check_code([self.recipe.train.early_stopping.metric], allow_code=self.runtime.allow_code)
+        self.require_training()
+        data = self.data()
+        return plan(self.recipe, data, self.plan_folder, measure=measure, runtime=self.runtime, progress=self.progress)
 
     def run(self, *, asked: bool = False) -> Run:
         """Return the trained run, made now if need be, on data that is made if need be."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +25,21 @@ from finetune.artifacts import (
     write_json,
     write_text,
 )
-from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.statistics import point
 from finetune.fingerprints import differences, run_inputs
-from finetune.generation import configure, sample_of
-from finetune.inference import Outputs, Predictor, adapter_settings, features_of, model_settings, run_model
-from finetune.models.freezing import Freezing, apply_freezing
-from finetune.models.loading import (
-    LoadedModel,
-    check_weights,
-    embeddings_of,
-    find_model,
-    fit_to_tokenizer,
-    load_model,
-    load_tokenizer,
-    quiet_transformers,
-    read_json,
-)
-from finetune.models.scratch import new_model
+from finetune.generation import sample_of
+from finetune.inference import Outputs, Predictor, features_of, run_model
+from finetune.learners import open_learner, predictor_of
+from finetune.models.loading import quiet_transformers, read_json
 from finetune.progress import Progress, Silent
 from finetune.recipe import EarlyStopping, Recipe, is_written
 from finetune.reports.plots import plot_loss_curve
 from finetune.runtime import Runtime
-from finetune.tasks import TaskSpec, check_model, end_ids, open_task, prepare_tokenizer, reads_words, save_extras
-from finetune.training.batching import StepGroup, Together, step_groups, total_steps
+from finetune.tasks import save_extras
+from finetune.training.batching import Batches, Together
 from finetune.training.checkpoints import (
     TrainingState,
     latest_checkpoint,
@@ -61,7 +49,7 @@ from finetune.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
-from finetune.training.loop import Learner, Step, optimizer_steps
+from finetune.training.loop import Step, optimizer_steps
 
 INPUTS = "inputs.json"
 
@@ -174,92 +162,14 @@ class _Training:
         self.recipe, self.data, self.folder, self.progress = recipe, data, folder, progress
         self.settings = recipe.train
         self.rows, self.validation = data.split("train"), data.split("validation")
-        self.learner, self.spec = self._open_learner(runtime)
+        self.learner, self.spec = open_learner(recipe, data, runtime, progress)
         self.checkpoints = folder / "checkpoints"
         self.patience = _Patience(self.settings.early_stopping)
         self.state = TrainingState()
         features = self.rows.features
-        self.together = Together(features.lengths, features.keys(self.spec.together))
-        self.batching = {
-            "batch_size": self.settings.batch_size,
-            "accumulation": self.settings.gradient_accumulation,
-        }
-        groups = len(self.together)
-        self.total_steps = total_steps(
-            groups, **self.batching, epochs=self.settings.epochs, max_steps=self.settings.max_steps
-        )
-        self.steps_per_epoch = total_steps(groups, **self.batching, epochs=1, max_steps=None)
-
-    def _epoch_groups(self, epoch: int) -> list[StepGroup]:
-        """Return the windows of each micro-batch of each optimizer step of one epoch."""
-        steps = step_groups(
-            self.together.lengths,
-            **self.batching,
-            seed=self.recipe.seed,
-            epoch=epoch,
-            bucket_by_length=self.settings.bucket_by_length,
-        )
-        return [[self.together.windows(micro_batch) for micro_batch in step] for step in steps]
-
-    def _open_learner(self, runtime: Runtime) -> tuple[Learner, TaskSpec]:
-        import torch
-
-        recipe = self.recipe
-        model_folder = find_model(recipe.model, allow_code=runtime.allow_code) if recipe.model.id else None
-        tokenizer_folder = self.data.tokenizer_folder or model_folder
-        assert tokenizer_folder is not None, "a recipe has a model or a tokenizer"
-        task, spec = open_task(recipe.task.name, recipe.task.options)
-        tokenizer = load_tokenizer(tokenizer_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
-        prepare_tokenizer(task, tokenizer)
-        accelerator = runtime.accelerator()
-        head, settings = task.head(self.data.labels), model_settings(recipe, runtime)
-        torch.manual_seed(recipe.seed)  # what is new is drawn from it
-        if recipe.model.scratch is not None:
-            loaded = new_model(recipe.model.scratch, tokenizer, head, settings)
-        else:
-            assert model_folder is not None
-            check_weights(model_folder, recipe.model.sha256)
-            loaded = load_model(model_folder, head, settings)
-        added = fit_to_tokenizer(loaded.model, tokenizer)
-        for notice in (*loaded.notices, *added):
-            self.progress.note(notice)
-        if spec.prompt is not None:
-            configure(loaded.model, tokenizer, recipe.generation, recipe.seed, end_ids(task, tokenizer))
-        model, freezing = self._trainable_parts(loaded, head.kind, added)
-        self.progress.note(freezing_table(freezing))
-        # what pads has to be what the model takes for padding
-        model.config.pad_token_id = tokenizer.pad_token_id
-        make = registry.optimizers.get(self.settings.optimizer.name).build(self.settings.optimizer.options)
-        if not settings.quantization:  # what is loaded in few bits has its place already
-            model = model.to(accelerator.device)
-        with accelerator.autocast():
-            check_model(task, model)
-        optimizer = make(model.named_parameters(), self.settings.learning_rate)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        fitted = spec.fit_targets(self.rows.rows) if spec.fit_targets else {}
-        return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws), spec
-
-    def _trainable_parts(self, loaded: LoadedModel, head_kind: str, added: Sequence[str]) -> tuple[Any, Freezing]:
-        """Return the model with what is frozen frozen, and with adapters if the recipe has them.
-
-        `added` tells of tokens that are new to the model: adapters alone would never learn them.
-        """
-        recipe = self.recipe
-        if recipe.adapter is None:
-            freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
-            return loaded.model, freezing
-        from finetune.models.adapters import apply_adapter
-
-        applied = apply_adapter(loaded.model, adapter_settings(recipe.adapter), loaded.new_parameters, head_kind)
-        missing = [name for name in embeddings_of(loaded.model) if not applied.trains_whole(name)] if added else []
-        if missing:
-            raise FinetuneError(
-                f"adapter: {added[0]}, and adapters leave embeddings as they are. Set adapter.also_train: "
-                f"[{', '.join(missing)}], or name a template without new tokens"
-            )
-        for notice in applied.notices:
-            self.progress.note(notice)
-        return applied.model, applied.freezing
+        together = Together(features.lengths_of(self.spec.sized_by), features.keys(self.spec.together))
+        self.batches = Batches(together, self.settings, recipe.seed)
+        self.total_steps = self.batches.total_steps
 
     def run(self) -> None:
         """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
@@ -297,7 +207,7 @@ class _Training:
         return optimizer_steps(
             self.learner,
             self.rows.features,
-            self._epoch_groups,
+            self.batches.epoch,
             learning_rate=self.settings.learning_rate,
             schedule=schedule,
             total_steps=self.total_steps,
@@ -307,7 +217,7 @@ class _Training:
         )
 
     def _due(self, step: Step, every: int | None) -> bool:
-        return step.number % (every or self.steps_per_epoch) == 0 or step.number == self.total_steps
+        return step.number % (every or self.batches.steps_per_epoch) == 0 or step.number == self.total_steps
 
     def _evaluate(self, step: Step, log: _Log) -> None:
         scores = self._validation_scores()
@@ -349,22 +259,7 @@ class _Training:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        """The model that is being trained, as it will be asked when it is a run."""
-        learner = self.learner
-        model = learner.accelerator.unwrap_model(learner.model)
-        return Predictor(
-            model=model,
-            forward=partial(learner.task.forward, model),
-            tokenizer=learner.tokenizer,
-            task=learner.task,
-            spec=self.spec,
-            labels=self.data.labels,
-            device=learner.accelerator.device,
-            encoder=Encoder.of(learner.tokenizer, Limits(**self.data.limits), whole=self.spec.whole_tokenizer),
-            fitted=learner.fitted,
-            generation=self.recipe.generation,
-            seed=self.recipe.seed,
-        )
+        return predictor_of(self.learner, self.spec, self.recipe, self.data)
 
     def _validation_outputs(self) -> Outputs:
         self._predictor.model.eval()
@@ -459,15 +354,6 @@ class _Training:
         lines = map(json.loads, (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
         scores = {line["step"]: line["validation"] for line in lines if "validation" in line}
         return dict(scores[self.state.best_step])
-
-
-def freezing_table(freezing: Any) -> str:
-    """Return the freezing table as text."""
-    rows = [(row.group, row.parameters, row.trainable) for row in freezing.table]
-    rows.append(("total", freezing.total, freezing.trainable))
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{'parameters':<{width}}  {'all':>12}  {'trainable':>12}"]
-    return "\n".join(lines + [f"{name:<{width}}  {size:>12,}  {trainable:>12,}" for name, size, trainable in rows])
 
 
 def described(value: float | None) -> str:

@@ -28,12 +28,14 @@ LEVELS = (
     ("quantization", "reports"),
     ("fingerprints", "generation", "preparation"),
     ("inference",),
-    ("prepare", "train", "evaluate", "quantize", "predict"),
+    ("learners",),
+    ("planning",),
+    ("prepare", "plan", "train", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
     ("cli",),
     ("__main__",),
 )
-STAGES = LEVELS[12]
+STAGES = next(rooms for rooms in LEVELS if "train" in rooms)
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pyarrow", "matplotlib", "evaluate"}
 
@@ -132,7 +134,7 @@ def test_help_and_validate_import_nothing_heavy(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names, loaded = json.loads(done.stdout)
-    assert names == ["eval", "predict", "prepare", "quantize", "run", "train", "validate"]
+    assert names == ["eval", "plan", "predict", "prepare", "quantize", "run", "train", "validate"]
     assert {arguments: HEAVY & set(found) for arguments, found in loaded.items() if HEAVY & set(found)} == {}
 
 

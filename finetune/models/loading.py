@@ -48,7 +48,7 @@ class ModelSettings:
 
     `attention` is one of transformers' implementations (None: the best that it has for the family), `dropout` replaces
     every rate of dropout in the configuration, `dtype` is the number format of the parameters, `quantization` is how
-    transformers quantizes them while loading.
+    transformers quantizes them while loading. An `empty` model has shapes alone (torch's `meta` device).
     """
 
     allow_code: bool = False
@@ -56,6 +56,7 @@ class ModelSettings:
     dropout: float | None = None
     dtype: str = "float32"
     quantization: Any = None
+    empty: bool = False
 
 
 def find_model(section: ModelSection, *, allow_code: bool = False) -> Path:
@@ -296,6 +297,7 @@ def _open(folder: Path, config: Any, head: Head, settings: ModelSettings) -> tup
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **({"quantization_config": settings.quantization} if settings.quantization else {}),
+            **({"device_map": "meta"} if settings.empty else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if settings.attention and "attention" in str(error).lower():

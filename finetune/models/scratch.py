@@ -114,7 +114,7 @@ def new_model(scratch: Scratch, tokenizer: Any, head: Head, settings: ModelSetti
     config.problem_type = head.problem
     if settings.dropout is not None:
         set_dropout(config, settings.dropout)
-    with quiet_transformers():
+    with quiet_transformers(), torch.device("meta" if settings.empty else "cpu"):
         try:
             model = getattr(transformers, AUTO_CLASSES[head.kind]).from_config(
                 config, attn_implementation=settings.attention, dtype=getattr(torch, settings.dtype)

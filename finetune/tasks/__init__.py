@@ -93,7 +93,8 @@ class TaskSpec:
 
     What is fitted beside the weights: `fit_targets` on the training rows before training, `fit_decisions` on
     predictions for the validation split. Features equal in `together` share a micro-batch (`row`: the parts of a row),
-    and batch sizes count such groups. A loss that does not add up over micro-batches refuses accumulation. Where
+    and batch sizes count such groups; those of like size share a batch, a window being as large as its features
+    `sized_by` are long together. A loss that does not add up over micro-batches refuses accumulation. Where
     `draws`, each window that is learned from or scored has a `draw`, three numbers that seed what `collate` draws:
     other ones in each epoch, always the same in evaluation. `reduce` makes of raw outputs, too large to be kept for
     all windows, what `decode` needs of them, one entry a window. `in_words` puts predictions of tokens into words (of
@@ -118,6 +119,7 @@ class TaskSpec:
     fit_targets: Callable[[Iterable[Row]], dict[str, Any]] | None = None
     fit_decisions: Callable[[Any], dict[str, Any]] | None = None
     together: str | None = None
+    sized_by: tuple[str, ...] = ("input_ids",)
     adds_up: bool = True
     by_token: bool = False
     draws: bool = False

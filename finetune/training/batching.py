@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from finetune.recipe import TrainSection
+
 StepGroup = list[list[int]]  # the micro-batches of one optimizer step, each a list of numbers of windows
 
 # How many step groups' worth of rows are sorted by length together: enough to keep padding low, few enough that
@@ -53,6 +55,28 @@ class Together:
             return list(groups)
         parts = (self._order[self._starts[group] : self._starts[group + 1]].tolist() for group in groups)
         return [window for part in parts for window in part]
+
+
+class Batches:
+    """The order in which a training meets its windows: which step group each optimizer step of each epoch gathers."""
+
+    def __init__(self, together: Together, settings: TrainSection, seed: int) -> None:
+        self.together, self.settings, self._seed = together, settings, seed
+        self._sizes = {"batch_size": settings.batch_size, "accumulation": settings.gradient_accumulation}
+        groups = len(together)
+        self.total_steps = total_steps(groups, **self._sizes, epochs=settings.epochs, max_steps=settings.max_steps)
+        self.steps_per_epoch = total_steps(groups, **self._sizes, epochs=1, max_steps=None)
+
+    def epoch(self, epoch: int) -> list[StepGroup]:
+        """Return the windows of each micro-batch of each optimizer step of one epoch."""
+        steps = step_groups(
+            self.together.lengths,
+            **self._sizes,
+            seed=self._seed,
+            epoch=epoch,
+            bucket_by_length=self.settings.bucket_by_length,
+        )
+        return [[self.together.windows(micro_batch) for micro_batch in step] for step in steps]
 
 
 def step_groups(

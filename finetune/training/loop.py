@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
 from finetune.models.freezing import Freezing, set_training_mode
-from finetune.tasks import Task
+from finetune.tasks import Batch, Task
 from finetune.training.batching import StepGroup
 
 if TYPE_CHECKING:
@@ -151,13 +151,10 @@ def _accumulate(
     """
     import torch
 
-    # a task may put the rows of a batch together otherwise where no row has to be found again
-    collate = learner.task.pack if getattr(learner.task, "packs", False) else learner.task.collate  # type: ignore[attr-defined]
     set_training_mode(learner.accelerator.unwrap_model(learner.model), learner.freezing)
     loss_sum, count, tokens = 0.0, 0.0, 0
     for micro_batch in group:
-        features = [rows[index] if draw is None else {**rows[index], "draw": (*draw, index)} for index in micro_batch]
-        batch = collate(features, learner.tokenizer)
+        batch = training_batch(learner, rows, micro_batch, draw)
         tokens += int(batch.inputs["attention_mask"].sum())
         batch = batch.to(learner.accelerator.device)
         with learner.accelerator.autocast():
@@ -170,3 +167,14 @@ def _accumulate(
     if count:
         torch._foreach_div_(gradients, count)
     return (loss_sum / count if count else 0.0), tokens
+
+
+def training_batch(
+    learner: Learner, rows: Sequence[Features], micro_batch: Sequence[int], draw: tuple[int, int] | None
+) -> Batch:
+    """Return the tensors of some windows as training has them; `draw` are seed and epoch if the task draws."""
+    # a task may put the rows of a batch together otherwise where no row has to be found again
+    collate = learner.task.pack if getattr(learner.task, "packs", False) else learner.task.collate  # type: ignore[attr-defined]
+    features = [rows[index] if draw is None else {**rows[index], "draw": (*draw, index)} for index in micro_batch]
+    batch: Batch = collate(features, learner.tokenizer)
+    return batch

@@ -1,0 +1,144 @@
+"""What a training changes, opened once: the model under its head, what of it is frozen, the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from finetune import registry
+from finetune.artifacts import PreparedData
+from finetune.data.tokenization import Encoder, Limits
+from finetune.errors import FinetuneError
+from finetune.generation import configure
+from finetune.inference import Predictor, adapter_settings, model_settings
+from finetune.models.freezing import Freezing, apply_freezing
+from finetune.models.loading import (
+    LoadedModel,
+    check_weights,
+    embeddings_of,
+    find_model,
+    fit_to_tokenizer,
+    load_model,
+    load_tokenizer,
+)
+from finetune.models.scratch import new_model
+from finetune.progress import Progress
+from finetune.recipe import Recipe
+from finetune.runtime import Runtime
+from finetune.tasks import TaskSpec, check_model, end_ids, open_task, prepare_tokenizer, reads_words
+from finetune.training.loop import Learner
+
+if TYPE_CHECKING:
+    from finetune.training.shapes import Shapes
+
+
+def open_learner(
+    recipe: Recipe, data: PreparedData, runtime: Runtime, progress: Progress, shapes: Shapes | None = None
+) -> tuple[Learner, TaskSpec]:
+    """Return what a recipe trains, ready for its first step, and the declaration of its task.
+
+    With `shapes` nothing is read or drawn but what the files say of sizes: the model has no content, and can only be
+    computed with in that mode. Raises FinetuneError where the recipe's model, tokenizer and settings do not fit.
+    """
+    import torch
+
+    model_folder = find_model(recipe.model, allow_code=runtime.allow_code) if recipe.model.id else None
+    tokenizer_folder = data.tokenizer_folder or model_folder
+    assert tokenizer_folder is not None, "a recipe has a model or a tokenizer"
+    task, spec = open_task(recipe.task.name, recipe.task.options)
+    tokenizer = load_tokenizer(tokenizer_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
+    prepare_tokenizer(task, tokenizer)
+    accelerator = runtime.accelerator()
+    head, settings = task.head(data.labels), model_settings(recipe, runtime, empty=shapes is not None)
+    torch.manual_seed(recipe.seed)  # what is new is drawn from it
+    if recipe.model.scratch is not None:
+        loaded = new_model(recipe.model.scratch, tokenizer, head, settings)
+    else:
+        assert model_folder is not None
+        if shapes is None:
+            check_weights(model_folder, recipe.model.sha256)
+        loaded = load_model(model_folder, head, settings)
+    added = fit_to_tokenizer(loaded.model, tokenizer)
+    for notice in (*loaded.notices, *added):
+        progress.note(notice)
+    if spec.prompt is not None:
+        configure(loaded.model, tokenizer, recipe.generation, recipe.seed, end_ids(task, tokenizer))
+    model, freezing = _trainable_parts(recipe, loaded, head.kind, added, progress)
+    progress.note(freezing_table(freezing))
+    if recipe.train.gradient_checkpointing:
+        _compute_activations_twice(model)
+    # what pads has to be what the model takes for padding
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if shapes is not None:
+        shapes.fill(model)
+    make = registry.optimizers.get(recipe.train.optimizer.name).build(recipe.train.optimizer.options)
+    if shapes is None:
+        if not settings.quantization:  # what is loaded in few bits has its place already
+            model = model.to(accelerator.device)
+        with accelerator.autocast():
+            check_model(task, model)
+    optimizer = make(model.named_parameters(), recipe.train.learning_rate)
+    # shapes lie on no device, and cannot be moved
+    model, optimizer = accelerator.prepare(model, optimizer, device_placement=[shapes is None] * 2)
+    fitted = spec.fit_targets(data.split("train").rows) if spec.fit_targets else {}
+    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws), spec
+
+
+def _trainable_parts(
+    recipe: Recipe, loaded: LoadedModel, head_kind: str, added: Sequence[str], progress: Progress
+) -> tuple[Any, Freezing]:
+    """Return the model with what is frozen frozen, and with adapters if the recipe has them.
+
+    `added` tells of tokens that are new to the model: adapters alone would never learn them.
+    """
+    if recipe.adapter is None:
+        freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
+        return loaded.model, freezing
+    from finetune.models.adapters import apply_adapter
+
+    applied = apply_adapter(loaded.model, adapter_settings(recipe.adapter), loaded.new_parameters, head_kind)
+    missing = [name for name in embeddings_of(loaded.model) if not applied.trains_whole(name)] if added else []
+    if missing:
+        raise FinetuneError(
+            f"adapter: {added[0]}, and adapters leave embeddings as they are. Set adapter.also_train: "
+            f"[{', '.join(missing)}], or name a template without new tokens"
+        )
+    for notice in applied.notices:
+        progress.note(notice)
+    return applied.model, applied.freezing
+
+
+def _compute_activations_twice(model: Any) -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise FinetuneError(
+            f"train.gradient_checkpointing: models of the family {model.config.model_type} cannot do it; remove it"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def predictor_of(learner: Learner, spec: TaskSpec, recipe: Recipe, data: PreparedData) -> Predictor:
+    """Return the model that is being trained, as it will be asked when it is a run."""
+    model = learner.accelerator.unwrap_model(learner.model)
+    return Predictor(
+        model=model,
+        forward=partial(learner.task.forward, model),
+        tokenizer=learner.tokenizer,
+        task=learner.task,
+        spec=spec,
+        labels=data.labels,
+        device=learner.accelerator.device,
+        encoder=Encoder.of(learner.tokenizer, Limits(**data.limits), whole=spec.whole_tokenizer),
+        fitted=learner.fitted,
+        generation=recipe.generation,
+        seed=recipe.seed,
+    )
+
+
+def freezing_table(freezing: Any) -> str:
+    """Return the freezing table as text."""
+    rows = [(row.group, row.parameters, row.trainable) for row in freezing.table]
+    rows.append(("total", freezing.total, freezing.trainable))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'parameters':<{width}}  {'all':>12}  {'trainable':>12}"]
+    return "\n".join(lines + [f"{name:<{width}}  {size:>12,}  {trainable:>12,}" for name, size, trainable in rows])
