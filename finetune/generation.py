@@ -85,11 +85,7 @@ def write_texts(
     reads = model.config.is_encoder_decoder
     ends = _as_list(model.generation_config.eos_token_id)
     start = tokenizer.bos_token_id
-    asked = [
-        list(prompt) if reads else _with_room(prompt, settings.max_new_tokens, context, start) for prompt in prompts
-    ]
-    rooms = [settings.max_new_tokens if context is None else context - (1 if reads else len(ids)) for ids in asked]
-    rooms = [min(room, settings.max_new_tokens) for room in rooms]
+    asked, rooms = _rooms(prompts, settings, context, start, reads=reads)
     if settings.beams > 1 or (settings.sample and len(prompts) > 1):
         on_piece = None
     size = 1 if on_piece else settings.batch_size
@@ -109,6 +105,31 @@ def write_texts(
             bar.advance(len(places))
     assert None not in found, "every prompt was answered"
     return [one for one in found if one is not None]
+
+
+def longest_room(
+    model: Any, prompts: Sequence[Sequence[int]], settings: GenerationSection, context: int | None
+) -> tuple[int, int]:
+    """Return how many tokens a prompt has as it is read, and how many are written behind it: the longest of all."""
+    reads = without_adapter(model).config.is_encoder_decoder
+    asked, rooms = _rooms(prompts, settings, context, None, reads=reads)
+    longest = max(zip(map(len, asked), rooms, strict=True), key=sum)
+    return (max(map(len, asked)), max(rooms)) if reads else longest
+
+
+def _rooms(
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSection,
+    context: int | None,
+    start: int | None,
+    *,
+    reads: bool,
+) -> tuple[list[list[int]], list[int]]:
+    """Return the prompts as they are read, and how many tokens may be written behind each."""
+    new = settings.max_new_tokens
+    asked = [list(prompt) if reads else _with_room(prompt, new, context, start) for prompt in prompts]
+    rooms = [new if context is None else context - (1 if reads else len(ids)) for ids in asked]
+    return asked, [min(room, new) for room in rooms]
 
 
 def _with_room(prompt: Sequence[int], new: int, context: int | None, start: int | None) -> list[int]:

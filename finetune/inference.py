@@ -12,7 +12,7 @@ from finetune.artifacts import FeatureTable, Run
 from finetune.data.tokenization import Encoded, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluation.predictions import Predictions
-from finetune.generation import Written, configure, write_texts
+from finetune.generation import Written, configure, longest_room, write_texts
 from finetune.models.loading import (
     ModelSettings,
     check_weights,
@@ -100,6 +100,16 @@ class Predictor:
         first = dict(reversed([(row, window) for window, row in enumerate(features.row_ids.tolist())]))
         return [self.spec.prompt(features[first[row]]) for row in rows]
 
+    def longest_writing(self, features: FeatureTable) -> tuple[int, int]:
+        """Return how many tokens a prompt has as it is read and how many are written behind it: the longest of all."""
+        rows = range(int(features.row_ids[-1]) + 1)
+        prompts = self._prompts(features, rows)
+        return longest_room(self.model, prompts, self.generation, self._context)
+
+    @property
+    def _context(self) -> int | None:
+        return config_context(self.model.config.to_dict())
+
     def _written(self, prompts: Sequence[Sequence[int]], progress: Progress | None) -> list[Written]:
         return write_texts(
             self.model,
@@ -107,7 +117,7 @@ class Predictor:
             prompts,
             self.generation,
             seed=self.writing_seed,
-            context=config_context(self.model.config.to_dict()),
+            context=self._context,
             progress=progress,
             on_piece=self.on_piece,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ def open_learner(
     """Return what a recipe trains, ready for its first step, and the declaration of its task.
 
     With `shapes` nothing is read or drawn but what the files say of sizes: the model has no content, and can only be
-    computed with in that mode. Raises FinetuneError where the recipe's model, tokenizer and settings do not fit.
+    computed with in that mode. Raises FinetuneError where the recipe's model, tokenizer and settings do not fit; what
+    can only be told from the weights (`model.sha256`, whether packing keeps rows apart) is not looked at then.
     """
     import torch
 
@@ -114,7 +116,12 @@ def _compute_activations_twice(model: Any) -> None:
         raise FinetuneError(
             f"train.gradient_checkpointing: models of the family {model.config.model_type} cannot do it; remove it"
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers 5.23 has renamed it
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    # it lets the embeddings' output ask for a gradient, which this form does not need: frozen layers would keep all
+    with suppress(AttributeError):  # transformers before 5.23 knows of nothing to undo where it did nothing
+        model.disable_input_require_grads()
 
 
 def predictor_of(learner: Learner, spec: TaskSpec, recipe: Recipe, data: PreparedData) -> Predictor:

@@ -34,7 +34,7 @@ def plan(
     """Return what training a recipe on its prepared data needs; write it into `folder` as JSON, Markdown and a picture.
 
     Nothing is allocated and nothing is trained, unless `measure` asks for a few steps, of which nothing is kept.
-    Raises FinetuneError where training would before its first step.
+    Raises FinetuneError where training would before its first step, but for what only the weights can tell.
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     estimate = estimate_memory(recipe, data, runtime, progress)
@@ -74,8 +74,9 @@ def _parameters(freezing: Freezing) -> dict[str, Any]:
 
 
 def _schedule(recipe: Recipe, steps: int) -> list[dict[str, float]]:
-    """Return the learning rate at steps from all over the training, its first and its last among them."""
+    """Return the learning rate at steps from all over the training, the first, the last and the highest among them."""
     settings = recipe.train
     factor = registry.schedules.get(settings.schedule.name).build(settings.schedule.options)
-    shown = sorted({0, *evenly(range(steps), SHOWN_STEPS), steps - 1})
+    highest = max(range(steps), key=lambda step: factor(step, steps))
+    shown = sorted({0, *evenly(range(steps), SHOWN_STEPS), highest, steps - 1})
     return [{"step": step + 1, "learning_rate": settings.learning_rate * factor(step, steps)} for step in shown]

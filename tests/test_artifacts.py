@@ -348,6 +348,25 @@ def test_a_split_is_read_as_it_was_written(data: PreparedData) -> None:
     assert split.features.scalars("label_id").tolist() == [0, 1, 0]
 
 
+def test_windows_are_as_long_as_their_features_are_together() -> None:
+    import pyarrow as pa
+
+    lists = pa.list_(pa.list_(pa.int32()))
+    columns = {
+        "input_ids": pa.array([[[1, 2], [2, 3, 4]], [[5]], [[6], [7], [8, 9]]], lists),
+        "label_ids": pa.array([[[1], [1, 1]], [[1, 2, 3, 4]], [[], [1], [1, 1, 1]]], lists),
+    }
+    features = feature_table(columns)
+    assert features.lengths == features.lengths_of(("input_ids",)) == [2, 3, 1, 1, 1, 2]
+    assert features.lengths_of(("label_ids",)) == [1, 2, 4, 0, 1, 3]
+    assert features.lengths_of(("input_ids", "label_ids")) == [3, 5, 5, 1, 2, 5]
+    assert features.lengths_of(("label_ids", "input_ids")) == [3, 5, 5, 1, 2, 5]
+
+
+def test_lengths_of_a_split_in_several_pieces_are_in_its_order(data: PreparedData) -> None:
+    assert data.split("train").features.lengths_of(("input_ids", "input_ids")) == [4, 2, 6]
+
+
 def test_rows_and_features_are_sequences_from_both_ends(data: PreparedData) -> None:
     rows, features = data.split("train").rows, data.split("train").features
     assert features[-1] == features[2] == {"input_ids": [4, 5, 6], "label_id": 0, "row": 2}

@@ -148,3 +148,18 @@ def test_texts_that_are_in_both_files_are_found(messy: PreparedData, tickets: li
     known = {text_key([row["body"]]) for row in tickets}
     assert len(known) == len(tickets)
     assert sorted(line for line, row in kept(messy) if text_key([row["text"]]) in known) == [62, 123, 135, 207]
+
+
+def test_the_recipe_that_adapts_reads_no_request_that_the_one_after_it_is_judged_by(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    parts = {}
+    for name in ("adapt-small", "adapted-small"):
+        loaded = load_recipe(ROOT / "recipes" / f"{name}.yaml", [f"model.id={tiny_model}", "model.sha256=null"])
+        data = prepare(loaded, tmp_path / name)
+        parts[name] = {
+            split: {row["text"] for row in data.split(split).rows} for split in ("train", "validation", "test")
+        }
+    for split, requests in parts["adapted-small"].items():
+        assert requests == parts["adapt-small"][split]
+    assert not parts["adapt-small"]["train"] & parts["adapted-small"]["test"]

@@ -255,7 +255,8 @@ def fit_to_tokenizer(model: Any, tokenizer: Any) -> list[str]:
     if len(tokenizer) <= known:
         return []
     with quiet_transformers():
-        model.resize_token_embeddings(len(tokenizer))
+        # without content there is no mean to draw around
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=model.device.type != "meta")
     return [f"{len(tokenizer) - known} tokens are new to the model; their embeddings are drawn like its own"]
 
 

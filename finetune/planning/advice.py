@@ -107,13 +107,14 @@ def _without_peaks(check: str, message: str, settings: list[str]) -> Warned:
 
 def _smaller(planned: Planned) -> Iterator[tuple[str, int]]:
     """Yield settings that need less memory, each with the peak that it would bring."""
+    memory = planned.estimate.memory
     for setting, changed, longest in _changes(planned.recipe, planned.data, planned.estimate):
         try:
-            peak = estimate_memory(changed, planned.data, planned.runtime, longest=longest).memory.peak
+            estimate = estimate_memory(changed, planned.data, planned.runtime, longest=longest, process=memory.process)
         except FinetuneError:  # this model cannot do it, or a library is missing
             continue
-        if peak < planned.estimate.memory.peak:
-            yield setting, peak
+        if estimate.memory.peak < memory.peak:
+            yield setting, estimate.memory.peak
 
 
 def _changes(recipe: Recipe, data: PreparedData, estimate: Estimate) -> Iterator[tuple[str, Recipe, int | None]]:
@@ -129,7 +130,9 @@ def _changes(recipe: Recipe, data: PreparedData, estimate: Estimate) -> Iterator
         fewer = settings.batch_size
         yield f"train.eval_batch_size={fewer}", _with(recipe, eval_batch_size=fewer), None
     if recipe.adapter is None and recipe.model.scratch is None and recipe.freeze.name == "none":
-        yield "adapter=lora", recipe.model_copy(update={"adapter": Adapter()}), None
+        merged = recipe.quantize is not None  # what is quantized is a whole model
+        adapted = recipe.model_copy(update={"adapter": Adapter(merge=merged)})
+        yield "adapter.name=lora adapter.merge=true" if merged else "adapter=lora", adapted, None
     features = data.split("train").features
     lengths, sizes = sorted(features.lengths), sorted(features.lengths_of(estimate.spec.sized_by))
     place = int(LONG_ROWS * (len(lengths) - 1))

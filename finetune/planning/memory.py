@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.generation import without_adapter
 from finetune.inference import Predictor, evaluation_groups, score_batch
@@ -75,54 +75,66 @@ def estimate_memory(
     progress: Progress | None = None,
     *,
     longest: int | None = None,
+    process: int | None = None,
 ) -> Estimate:
     """Return what training a recipe on its prepared data needs, without the memory to hold any of it.
 
     Two optimizer steps of the largest micro-batch are done on shapes (the optimizer has its state from the second on),
     then the largest batch of an evaluation is scored, and the cache of writing made. All of it is computed as on a
-    processor. With `longest` it is as if no window had more ids. Raises FinetuneError as training would.
+    processor, which keeps dropout's noise in full where a GPU keeps a byte of it. With `longest` it is as if no window
+    had more ids. `process` is the program's own memory; without it, it is measured. Raises FinetuneError as training
+    would, but for what only the weights can tell.
     """
     import torch
 
     from finetune.training.shapes import Shapes
 
     on_gpu = runtime.torch_device().type == "cuda"
-    plain = Runtime("cpu", runtime.threads, _precision(runtime), runtime.allow_code)
+    precision = _precision(runtime)
     shapes = Shapes()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _accelerator_of_its_own():
+        plain = Runtime("cpu", runtime.threads, precision, runtime.allow_code)
         learner, spec = open_learner(recipe, data, plain, progress or Silent(), shapes)
-        weights = shapes.live_bytes
         features = data.split("train").features
         batches = batches_of(recipe, features, spec)
         step = largest_step(batches, features.lengths_of(spec.sized_by), longest)
-        draw = (recipe.seed, 0) if spec.draws else None
-        activations = _activations(learner, features, step[0], draw, shapes)
-        training = _two_steps(learner, features, step, recipe, shapes)
-        kept = shapes.live_bytes
-        predictor = predictor_of(learner, spec, recipe, data)
-        predictor.model.eval()
-        scoring = _scoring(predictor, data, recipe, shapes)
-        caches = _caches(predictor, data, shapes) if spec.prompt is not None else 0
-        ids = training_batch(learner, features, step[0], draw).inputs
-    if on_gpu:
-        _forget_accelerator()
-    tensors = max(training, kept + scoring, kept + caches)
-    process = 0 if on_gpu else process_bytes()
-    trainable = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
+        parts = _parts(recipe, data, learner, spec, step, shapes)
+        ids = training_batch(learner, features, step[0], (recipe.seed, 0) if spec.draws else None).inputs
+    around = 0 if on_gpu else process or process_bytes()
+    tensors, weights = parts["tensors"], parts["weights"]
     memory = Memory(
-        weights=weights,
-        gradients=_bytes(trainable),
-        optimizer=kept - weights,
-        activations=activations,
-        scoring=scoring,
-        caches=caches,
-        tensors=tensors,
-        process=process,
-        peak=tensors if on_gpu else process + weights + int((tensors - weights) * GAPS),
+        **parts,
+        process=around,
+        peak=tensors if on_gpu else around + weights + int((tensors - weights) * GAPS),
         rows=len(step[0]),
         tokens=sum(ids[name].numel() for name in ("input_ids", "labels") if name in ids),
     )
     return Estimate(memory, learner.freezing, spec, batches, learner)
+
+
+def _parts(
+    recipe: Recipe, data: PreparedData, learner: Learner, spec: TaskSpec, step: StepGroup, shapes: Shapes
+) -> dict[str, int]:
+    """Return the bytes of each part of the memory, and of all tensors at the worst time."""
+    features = data.split("train").features
+    weights = shapes.live_bytes
+    activations = _activations(learner, features, step[0], (recipe.seed, 0) if spec.draws else None, shapes)
+    training = _two_steps(learner, features, step, recipe, shapes)
+    kept = shapes.live_bytes
+    predictor = predictor_of(learner, spec, recipe, data)
+    predictor.model.eval()
+    scoring = _scoring(predictor, data, recipe, shapes)
+    caches = _caches(predictor, data, shapes) if spec.judged_by_text else 0  # others write once training is over
+    trainable = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
+    return {
+        "weights": weights,
+        "gradients": sum(parameter.numel() * parameter.element_size() for parameter in trainable),
+        "optimizer": kept - weights,
+        "activations": activations,
+        "scoring": scoring,
+        "caches": caches,
+        "tensors": max(training, kept + scoring, kept + caches),
+    }
 
 
 def batches_of(recipe: Recipe, features: FeatureTable, spec: TaskSpec) -> Batches:
@@ -190,47 +202,61 @@ def _scoring(predictor: Predictor, data: PreparedData, recipe: Recipe, shapes: S
     spec, settings = predictor.spec, recipe.train
     together = Together(features.lengths_of(spec.sized_by), features.keys(spec.together))
     compared = None if spec.adds_up else settings.batch_size
-    groups = next(evaluation_groups(together, settings.eval_batch_size, compared))
+    sizes = features.lengths_of(spec.sized_by)
+    batches = map(together.windows, evaluation_groups(together, settings.eval_batch_size, compared))
+    largest = max(batches, key=lambda windows: len(windows) * max(sizes[window] for window in windows))
     with torch.no_grad(), shapes.watch():
         before = shapes.live_bytes
-        score_batch(predictor, features, together.windows(groups), settings.eval_batch_size)
+        score_batch(predictor, features, largest, settings.eval_batch_size)
         return shapes.peak_bytes - before
 
 
 def _caches(predictor: Predictor, data: PreparedData, shapes: Shapes) -> int:
-    """Return what a model keeps of the tokens before while it writes the largest batch of validation rows."""
+    """Return what a model keeps of the tokens before while it writes the longest of the validation rows."""
     import torch
 
-    settings, features = predictor.generation, data.split("validation").features
-    sizes = sorted(features.lengths, reverse=True)[: settings.batch_size]
-    model = without_adapter(predictor.model)
-    rows, new = len(sizes) * settings.beams, settings.max_new_tokens
-    read = torch.zeros((rows, sizes[0]), dtype=torch.long)
-    written = torch.zeros((rows, new), dtype=torch.long)
-    inputs = {"input_ids": read, "decoder_input_ids": written} if model.config.is_encoder_decoder else None
+    settings, model = predictor.generation, without_adapter(predictor.model)
+    rows = min(settings.batch_size, settings.validation_rows, len(data.split("validation").rows)) * settings.beams
+    if not rows:
+        return 0
+    read, written = predictor.longest_writing(data.split("validation").features)
+    ids = torch.zeros((rows, read), dtype=torch.long)
+    after = torch.zeros((rows, written), dtype=torch.long)
     with torch.no_grad(), shapes.watch():
-        inputs = inputs or {"input_ids": torch.cat([read, written], dim=1)}
+        if model.config.is_encoder_decoder:
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": after}
+        else:
+            together = torch.cat([ids, after], dim=1)
+            inputs = {"input_ids": together, "attention_mask": torch.ones_like(together)}
         before = shapes.live_bytes
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = getattr(model(**inputs, use_cache=True), "past_key_values", None)  # not every family has one
         return shapes.live_bytes - before if cache is not None else 0
-
-
-def _bytes(tensors: Sequence[Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _precision(runtime: Runtime) -> str:
     """Return the precision that training computes in on its own device."""
-    mixed = runtime.accelerator().mixed_precision
-    _forget_accelerator()
+    with _accelerator_of_its_own():
+        mixed = runtime.accelerator().mixed_precision
     return "fp32" if mixed == "no" else str(mixed)
 
 
-def _forget_accelerator() -> None:
-    """Let the next Accelerator have another device: Accelerate holds one for the whole process."""
-    from accelerate.state import AcceleratorState
+@contextmanager
+def _accelerator_of_its_own() -> Iterator[None]:
+    """Let an Accelerator be made for another device or precision; what was there before comes back behind it.
 
+    Accelerate holds one state for the whole process.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    states = (AcceleratorState, PartialState)
+    before = [dict(state._shared_state) for state in states]
     AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        for state, values in zip(states, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(values)
 
 
 def process_bytes() -> int:
@@ -238,6 +264,12 @@ def process_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def forget_peak() -> None:
+    """Let the most that this program has held be what it holds now, where the system can do that (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_process_bytes() -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.inference import evaluation_groups, score_batch
 from finetune.learners import open_learner, predictor_of
-from finetune.planning.memory import largest_step, peak_process_bytes
+from finetune.planning.memory import forget_peak, largest_step, peak_process_bytes
 from finetune.planning.work import evenly
 from finetune.progress import Silent
 from finetune.training.batching import Batches, StepGroup, Together
@@ -52,6 +52,7 @@ def measure(recipe: Recipe, data: PreparedData, estimate: Estimate, work: Work, 
     The largest step warms up, three of usual sizes are timed, then one batch of an evaluation, and, if validation rows
     are written, a few of these.
     """
+    forget_peak()
     learner, spec = open_learner(recipe, data, runtime, Silent())
     features = data.split("train").features
     sizes = features.lengths_of(spec.sized_by)

@@ -59,10 +59,18 @@ def best_path(folder: Path, step: int) -> Path:
 
 
 def save_best(learner: Learner, step: int, folder: Path) -> None:
-    """Keep the model as it is now as the best so far."""
+    """Keep the model as it is now as the best so far; one before it stays as long as a checkpoint means it."""
     folder.mkdir(parents=True, exist_ok=True)
     model = learner.accelerator.unwrap_model(learner.model)
     write_tensors(best_path(folder, step), trained_tensors(model, learner.freezing.frozen))
+    checkpoint = latest_checkpoint(folder)
+    _remove_best(folder, {step, read_state(checkpoint).best_step if checkpoint else step})
+
+
+def _remove_best(folder: Path, but_of: set[int]) -> None:
+    kept = {best_path(folder, step) for step in but_of}
+    for other in set(folder.glob("best-*")) - kept:
+        other.unlink()
 
 
 def restore_best(learner: Learner, step: int, folder: Path) -> None:
@@ -86,9 +94,7 @@ def save_checkpoint(learner: Learner, state: TrainingState, folder: Path) -> Non
     for other in folder.glob("step-*"):
         if other != target:
             shutil.rmtree(other)
-    for other in folder.glob("best-*"):
-        if other != best_path(folder, state.best_step):
-            other.unlink()
+    _remove_best(folder, {state.best_step})
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -57,7 +57,9 @@ class Shapes(TorchDispatchMode):
                     if tensor.is_floating_point():
                         tensors[name] = made.setdefault(id(tensor), self._like(tensor))
                     elif tensor.is_meta:
-                        tensors[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+                        tensors[name] = made.setdefault(id(tensor), torch.zeros(tensor.shape, dtype=tensor.dtype))
+                    else:
+                        made[id(tensor)] = tensor
         for tensor in made.values():
             self._count(tensor)
 

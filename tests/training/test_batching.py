@@ -7,7 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from finetune.training.batching import Together, evaluation_batches, step_groups, total_steps
+from finetune.artifacts import feature_table
+from finetune.recipe import TrainSection
+from finetune.training.batching import Batches, Together, evaluation_batches, step_groups, total_steps
 
 GENERATOR = random.Random(2)
 LENGTHS = [GENERATOR.randint(3, 80) for _ in range(1000)]
@@ -103,3 +105,68 @@ def test_windows_with_equal_keys_share_a_micro_batch_and_each_is_in_one() -> Non
 def test_without_keys_each_window_stands_for_itself() -> None:
     together = Together([3, 1, 2])
     assert (len(together), together.lengths, together.windows([2, 0])) == (3, [3, 1, 2], [2, 0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole trainings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def drawn(together: Together, seed: int = 1, **settings: object) -> Batches:
+    return Batches(together, TrainSection.model_validate(settings), seed)
+
+
+def test_batches_are_the_steps_of_each_epoch_as_the_settings_cut_them() -> None:
+    batches = drawn(Together(LENGTHS), batch_size=8, gradient_accumulation=3, epochs=4)
+    assert (batches.steps_per_epoch, batches.total_steps) == (42, 168)
+    for epoch in (0, 3):
+        expected = step_groups(LENGTHS, batch_size=8, accumulation=3, seed=1, epoch=epoch)
+        assert batches.epoch(epoch) == expected
+        assert len(expected) == 42
+    assert batches.epoch(0) != batches.epoch(1)
+    assert drawn(Together(LENGTHS), seed=2, batch_size=8).epoch(0) != drawn(Together(LENGTHS), batch_size=8).epoch(0)
+
+
+def test_the_steps_of_an_epoch_stay_where_a_training_has_fewer_or_more() -> None:
+    for most in (5, 500):
+        batches = drawn(Together(LENGTHS), batch_size=100, epochs=3, max_steps=most)
+        assert (batches.steps_per_epoch, batches.total_steps) == (10, most)
+
+
+def test_batches_are_bucketed_unless_they_are_not_to_be() -> None:
+    bucketed, mixed = (drawn(Together(LENGTHS), batch_size=8, bucket_by_length=by) for by in (True, False))
+    assert padding(bucketed.epoch(0)) < 0.04
+    assert padding(mixed.epoch(0)) > 0.4
+
+
+def test_batches_of_groups_hold_windows_and_count_groups() -> None:
+    keys = np.repeat(np.arange(10), 3)
+    batches = drawn(Together([5] * 30, keys), batch_size=2, gradient_accumulation=2, epochs=2)
+    assert (batches.steps_per_epoch, batches.total_steps) == (3, 6)
+    for epoch in (0, 1):
+        steps = batches.epoch(epoch)
+        assert [[len(batch) for batch in step] for step in steps if len(step) == 2] == [[6, 6]] * 2
+        assert sorted(flat(steps)) == list(range(30))
+        assert all(len({*keys[batch].tolist()}) * 3 == len(batch) for batch in flat_batches(steps))
+
+
+def test_windows_of_like_source_and_target_share_a_batch() -> None:
+    """Of equal sources and of targets of any length: by the sources alone, targets would be mostly padding."""
+    import pyarrow as pa
+
+    lists = pa.list_(pa.list_(pa.int32()))
+    targets = [GENERATOR.randint(1, 60) for _ in range(400)]
+    table = feature_table(
+        {
+            "input_ids": pa.array([[[1] * 6] for _ in targets], lists),
+            "label_ids": pa.array([[[2] * length] for length in targets], lists),
+        }
+    )
+
+    def padded(*sized_by: str) -> float:
+        batches = drawn(Together(table.lengths_of(sized_by)), batch_size=8).epoch(0)
+        given = sum(len(batch) * max(targets[window] for window in batch) for batch in flat_batches(batches))
+        return 1 - sum(targets) / given
+
+    assert padded("input_ids", "label_ids") < 0.1
+    assert padded("input_ids") > 0.3
