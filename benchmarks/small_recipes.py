@@ -71,11 +71,9 @@ def as_cells(name: str, seed: int, cost: Cost, report: dict[str, Any]) -> list[A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument(
-        "--only", nargs="+", default=list(MAIN_METRICS), choices=["understanding", "language", *MAIN_METRICS]
-    )
-    arguments = parser.parse_args()
     groups = {"understanding": UNDERSTANDING, "language": LANGUAGE}
+    parser.add_argument("--only", nargs="+", default=list(MAIN_METRICS), choices=[*groups, *MAIN_METRICS])
+    arguments = parser.parse_args()
     chosen = [name for one in arguments.only for name in groups.get(one, (one,))]
     rows: dict[str, list[list[Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -89,9 +87,10 @@ def main() -> None:
     ]  # fmt: skip
     for title, names in SECTIONS.items():
         lines = [line for name in names for line in rows.get(name, [])]
+        limit = LIMIT_SECONDS[next(iter(names))]
         text = (
             f"`python benchmarks/small_recipes.py`. {machine()}. A gain is better when positive, whatever the metric; "
-            f"its half width is that of its 95 % interval. The bar is {LIMIT_SECONDS[next(iter(names))]} s by the clock."
+            f"its half width is that of its 95 % interval. The bar is {limit} s by the clock."
             f"\n\n{table(header, lines)}"
         )
         if set(names) <= set(rows):
