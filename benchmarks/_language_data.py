@@ -46,9 +46,9 @@ LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 128, "num
 LANGUAGE_SETS = (
     LanguageSet("e2e_nlg", "seq2seq", (4200, 470, 4693), t5(0.1), {"name": "bpe", "vocabulary": 1200, "template": "t5"},
                 128, 1500, 32, 1e-3, "chrF", 80),
-    LanguageSet("gsm8k", "completion", (6000, 470, 1000), "stories260k", None, 512, 400, 16, 1e-3, "loss"),
-    LanguageSet("tinystories", "text", (1700, 200, 400), LLAMA, {"name": "bpe", "vocabulary": 1500, "template": "gpt2"},
-                256, 500, 16, 2e-3, "loss"),
+    LanguageSet("gsm8k", "completion", (6000, 200, 1000), "stories260k", None, 512, 250, 16, 1e-3, "loss"),
+    LanguageSet("tinystories", "text", (1700, 100, 400), LLAMA, {"name": "bpe", "vocabulary": 1500, "template": "gpt2"},
+                256, 300, 16, 2e-3, "loss"),
     LanguageSet("scan", "seq2seq", (16328, 400, 4182), t5(0.0),
                 {"name": "unigram", "vocabulary": 100, "template": "t5"}, 64, 4500, 64, 2e-3, "exact match"),
 )  # fmt: skip
