@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune import registry
 from finetune.errors import FinetuneError
 from finetune.training import checkpoints
 from finetune.training.checkpoints import (
@@ -17,6 +18,7 @@ from finetune.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
+from finetune.training.loop import Learner
 from tests.training.test_loop import make_features, make_learner, parameters_of, take_steps
 
 
@@ -41,6 +43,33 @@ def test_a_fresh_process_that_loads_a_checkpoint_takes_exactly_the_same_steps(
     assert [(s.loss, s.gradient_norm) for s in rest] == [(s.loss, s.gradient_norm) for s in expected[4:]]
     for name, tensor in parameters_of(whole).items():
         assert torch.equal(tensor, parameters_of(second)[name]), name
+
+
+@pytest.mark.parametrize("name", registry.optimizers.names())
+def test_training_goes_on_exactly_with_every_optimizer(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    torch.set_num_threads(1)
+    features = make_features(tiny_model, 30)
+
+    def learner() -> Learner:
+        found = make_learner(tiny_model)
+        make = registry.optimizers.get(name).build({})
+        found.optimizer = found.accelerator.prepare(make(found.model.named_parameters(), 1e-3))
+        return found
+
+    whole, first, second = learner(), learner(), learner()
+    for one in (whole, first):
+        take_steps(one, features, steps=4)
+    take_steps(whole, features, steps=9, done=4)
+    save_checkpoint(first, TrainingState(step=4), tmp_path)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    load_checkpoint(second, checkpoint)
+    take_steps(second, features, steps=9, done=4)
+    start = parameters_of(make_learner(tiny_model))
+    moved = {key for key, tensor in parameters_of(whole).items() if not torch.equal(tensor, start[key])}
+    assert moved
+    for key, tensor in parameters_of(whole).items():
+        assert torch.equal(tensor, parameters_of(second)[key]), key
 
 
 def test_only_the_newest_checkpoint_is_kept(tiny_model: Path, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
+from finetune import registry
 from finetune.training.optimizers import adamw
 
 
@@ -34,3 +38,54 @@ def test_steps_are_those_of_torch() -> None:
             (model(torch.full((2, 3), 1.0 + step)) ** 2).sum().backward()
             stepper.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+# Each optimizer of ours with options, and torch's own with the same
+REFERENCES: dict[str, tuple[dict[str, Any], Any]] = {
+    "adamw": ({"betas": [0.8, 0.95], "eps": 1e-7},
+              lambda groups: torch.optim.AdamW(groups, lr=0.05, betas=(0.8, 0.95), eps=1e-7)),
+    "adam": ({"betas": [0.8, 0.95], "eps": 1e-7},
+             lambda groups: torch.optim.Adam(groups, lr=0.05, betas=(0.8, 0.95), eps=1e-7)),
+    "sgd": ({"momentum": 0.7, "nesterov": True},
+            lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.7, nesterov=True)),
+    "rmsprop": ({"alpha": 0.9, "momentum": 0.5, "centered": True},
+                lambda groups: torch.optim.RMSprop(groups, lr=0.05, alpha=0.9, momentum=0.5, centered=True)),
+    "adagrad": ({"eps": 1e-9}, lambda groups: torch.optim.Adagrad(groups, lr=0.05, eps=1e-9)),
+    "adafactor": ({"beta2_decay": -0.7, "clip": 1.5},
+                  lambda groups: torch.optim.Adafactor(groups, lr=0.05, beta2_decay=-0.7, d=1.5)),
+}  # fmt: skip
+
+
+def test_every_optimizer_has_its_reference() -> None:
+    assert set(REFERENCES) == set(registry.optimizers.names())
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_each_optimizers_first_steps_are_those_of_torch(name: str, weight_decay: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    before = ours.weight.clone()
+    options, reference = REFERENCES[name]
+    make = registry.optimizers.get(name).build({**options, "weight_decay": weight_decay})
+    groups = [
+        {"params": [theirs.weight], "weight_decay": weight_decay},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
+    steppers = [(ours, make(ours.named_parameters(), 0.05)), (theirs, reference(groups))]
+    for step in range(6):
+        for model, stepper in steppers:
+            stepper.zero_grad()
+            (model(torch.full((2, 3), 1.0 + step)) ** 2).sum().backward()
+            stepper.step()
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(ours.weight, before)
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    check = registry.optimizers.get("sgd").attributes["check"]
+    check({"momentum": 0.5, "nesterov": True})
+    with pytest.raises(ValueError, match="momentum above 0"):
+        check({"momentum": 0.0, "nesterov": True})
