@@ -13,7 +13,7 @@ from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.generation import configure
 from finetune.inference import Predictor, adapter_settings, model_settings
-from finetune.models.freezing import Freezing, apply_freezing
+from finetune.models.freezing import Freezing, FreezingRow, apply_freezing
 from finetune.models.loading import (
     LoadedModel,
     check_weights,
@@ -29,6 +29,7 @@ from finetune.recipe import Recipe
 from finetune.runtime import Runtime
 from finetune.tasks import TaskSpec, check_model, end_ids, open_task, prepare_tokenizer, reads_words
 from finetune.training.loop import Learner
+from finetune.training.optimizers import give_rates
 
 if TYPE_CHECKING:
     from finetune.training.shapes import Shapes
@@ -81,6 +82,7 @@ def open_learner(
         with accelerator.autocast():
             check_model(task, model)
     optimizer = make(model.named_parameters(), recipe.train.learning_rate)
+    give_rates(optimizer, model, freezing.rates)
     # shapes lie on no device, and cannot be moved
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=[shapes is None] * 2)
     fitted = spec.fit_targets(data.split("train").rows) if spec.fit_targets else {}
@@ -95,7 +97,10 @@ def _trainable_parts(
     `added` tells of tokens that are new to the model: adapters alone would never learn them.
     """
     if recipe.adapter is None:
-        freezing = apply_freezing(loaded.model, recipe.freeze.name, recipe.freeze.options, loaded.new_parameters)
+        strategy, train = recipe.freeze, recipe.train
+        freezing = apply_freezing(
+            loaded.model, strategy.name, strategy.options, loaded.new_parameters, layer_decay=train.layer_decay
+        )
         return loaded.model, freezing
     from finetune.models.adapters import apply_adapter
 
@@ -144,8 +149,17 @@ def predictor_of(learner: Learner, spec: TaskSpec, recipe: Recipe, data: Prepare
 
 def freezing_table(freezing: Any) -> str:
     """Return the freezing table as text."""
-    rows = [(row.group, row.parameters, row.trainable) for row in freezing.table]
-    rows.append(("total", freezing.total, freezing.trainable))
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{'parameters':<{width}}  {'all':>12}  {'trainable':>12}"]
-    return "\n".join(lines + [f"{name:<{width}}  {size:>12,}  {trainable:>12,}" for name, size, trainable in rows])
+    rows = [(row.group, row.parameters, row.trainable, _rates(row)) for row in freezing.table]
+    rows.append(("total", freezing.total, freezing.trainable, ""))
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"{'parameters':<{width}}  {'all':>12}  {'trainable':>12}" + ("  rate" if freezing.rates else "")]
+    lines += [f"{name:<{width}}  {size:>12,}  {trainable:>12,}  {rate}" for name, size, trainable, rate in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _rates(row: FreezingRow) -> str:
+    """Return by how much a group learns faster or more slowly, where it does."""
+    low, high = row.rates
+    if not row.trainable or low == high == 1:
+        return ""
+    return f"x {low:.3g}" if low == high else f"x {low:.3g} to {high:.3g}"

@@ -465,7 +465,8 @@ class TrainSection(Section):
     """The training loop.
 
     With `gradient_checkpointing` the layers' activations are computed again in the backward pass instead of being kept
-    (Chen et al. 2016): the same gradients with less memory, for about a third more time.
+    (Chen et al. 2016): the same gradients with less memory, for about a third more time. With `layer_decay` below 1
+    each layer learns at so much of the rate of the one above it, the embeddings slowest.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 3
@@ -474,6 +475,7 @@ class TrainSection(Section):
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     gradient_checkpointing: bool = False
     learning_rate: Annotated[float, Field(gt=0, lt=10)] = 5e-5
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimizer: Optimizer = Part(name="adamw", options={"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8})
     schedule: Schedule = Part(name="linear", options={"warmup_steps": 0, "warmup_ratio": 0.0})
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -662,6 +664,8 @@ class Recipe(Section):
             problems.append((("data", "split"), message))
         if self.adapter and self.freeze.name != "none":
             problems.append((("freeze",), "with `adapter` the model is frozen already; remove one of the two"))
+        if self.adapter and self.train.layer_decay != 1:
+            problems.append((("train", "layer_decay"), "with `adapter` the layers are frozen; remove one of the two"))
         if self.adapter and self.model.scratch is not None:
             problems.append((("adapter",), "a model from scratch is trained as a whole; remove it"))
         if self.adapter and self.adapter.merge and self.adapter.bits:

@@ -1,11 +1,14 @@
-"""Freezing strategies: pure functions from a model's layout to the names of the parameters that stay as they are."""
+"""Freezing strategies: pure functions from a model's layout to the rates at which its parameters learn.
+
+A rate is a factor of the learning rate; 0 keeps a parameter as it is, and what a strategy does not name has 1.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -74,35 +77,64 @@ def _stack_length(names: Sequence[str], stack: str) -> int:
     return max(indices, default=-1) + 1
 
 
+Rates = dict[str, float]
+Factor = Annotated[float, Field(gt=0)]
+
+
+def frozen(names: Iterable[str]) -> Rates:
+    """Return the rates of parameters that stay as they are."""
+    return dict.fromkeys(names, 0.0)
+
+
 @freezers.register("none")
-def none(layout: Layout) -> set[str]:  # noqa: ARG001
+def none(layout: Layout) -> Rates:  # noqa: ARG001
     """Train everything."""
-    return set()
+    return {}
 
 
 @freezers.register("encoder")
-def encoder(layout: Layout) -> set[str]:
+def encoder(layout: Layout) -> Rates:
     """Train the head alone (feature extraction)."""
-    return set(layout.parameters) - set(layout.head)
+    return frozen(set(layout.parameters) - set(layout.head))
+
+
+@freezers.register("embeddings")
+def embeddings(layout: Layout) -> Rates:
+    """Train everything but the embeddings, which in small models are half of all parameters."""
+    return frozen(layout.embeddings)
+
+
+@freezers.register("all-but-biases")
+def all_but_biases(layout: Layout) -> Rates:
+    """Train the head and the biases of the rest (BitFit, Ben Zaken et al. 2022, https://aclanthology.org/2022.acl-short.1)."""
+    inside = [name for name in layout.parameters if name not in layout.head]
+    if not any(_is_bias(name) for name in inside):
+        raise FinetuneError("freeze: expected a model with biases, found one without (Llama and T5 have none)")
+    return frozen(name for name in inside if not _is_bias(name))
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2] == "bias"
 
 
 @freezers.register("first-layers")
-def first_layers(layout: Layout, *, count: Annotated[int, Field(ge=0)]) -> set[str]:
+def first_layers(layout: Layout, *, count: Annotated[int, Field(ge=0)]) -> Rates:
     """Freeze the embeddings and the first `count` layers; with 0, the embeddings alone."""
     if count > len(layout.layers):
         raise FinetuneError(f"freeze.count: expected at most {len(layout.layers)}, the model's layers; found {count}")
-    return {name for room in (layout.embeddings, *layout.layers[:count]) for name in room}
+    return frozen(name for room in (layout.embeddings, *layout.layers[:count]) for name in room)
 
 
 @freezers.register("rules")
-def rules(layout: Layout, *, rules: list[dict[str, Literal["trainable", "frozen"]]]) -> set[str]:
-    """Decide by ordered `pattern: trainable | frozen` rules; the first that matches a parameter's name holds.
+def rules(layout: Layout, *, rules: list[dict[str, Literal["trainable", "frozen"] | Factor]]) -> Rates:
+    """Decide by ordered `pattern: trainable | frozen | factor` rules; the first that matches a parameter's name holds.
 
-    Patterns are shell-style (`*`, `?`). Every parameter has to be covered, and every rule has to match something that
-    no earlier rule took. Model: big_vision's ordered masks.
+    A factor is of the learning rate, for rates that differ within a model. Patterns are shell-style (`*`, `?`). Every
+    parameter has to be covered, and every rule has to match something that no earlier rule took. Model: big_vision's
+    ordered masks.
     """
     ordered = [(pattern, state) for rule in rules for pattern, state in rule.items()]
-    state_of: dict[str, str] = {}
+    state_of: dict[str, str | float] = {}
     for pattern, state in ordered:
         matched = [name for name in layout.parameters if fnmatch.fnmatchcase(name, pattern) and name not in state_of]
         if not matched:
@@ -116,25 +148,31 @@ def rules(layout: Layout, *, rules: list[dict[str, Literal["trainable", "frozen"
             f"freeze.rules: expected rules that cover every parameter; {len(uncovered)} are not covered, such as "
             f"{uncovered[0]}. End with a rule for '*'."
         )
-    return {name for name, state in state_of.items() if state == "frozen"}
+    rates = {"frozen": 0.0, "trainable": 1.0}
+    return {name: rates[state] if isinstance(state, str) else float(state) for name, state in state_of.items()}
 
 
 @dataclass(frozen=True)
 class FreezingRow:
-    """One line of the freezing table."""
+    """One line of the freezing table; `rates` are the lowest and highest factor of what is trained in it."""
 
     group: str
     parameters: int
     trainable: int
+    rates: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Freezing:
-    """A model with some parameters frozen: which, how many, and which modules therefore run in eval mode."""
+    """A model with some parameters frozen: which, how many, and which modules therefore run in eval mode.
+
+    `rates` are the factors of the learning rate of those parameters that learn at another one.
+    """
 
     frozen: frozenset[str]
     table: tuple[FreezingRow, ...]
     eval_modules: tuple[str, ...]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -147,18 +185,50 @@ class Freezing:
         return sum(row.trainable for row in self.table)
 
 
-def apply_freezing(model: Any, name: str, options: dict[str, Any], new_parameters: Iterable[str] = ()) -> Freezing:
+def apply_freezing(
+    model: Any,
+    name: str,
+    options: dict[str, Any],
+    new_parameters: Iterable[str] = (),
+    *,
+    layer_decay: float = 1.0,
+) -> Freezing:
     """Freeze the model's parameters in place by the named strategy; raise FinetuneError if none is left to train.
 
-    Positions that are a formula, and no parameters but by name, are never trained.
+    Positions that are a formula, and no parameters but by name, are never trained. With `layer_decay` each layer learns
+    so much more slowly than the one above it.
     """
     layout = layout_of(model, new_parameters)
-    frozen = frozenset(freezers.get(name).build(options)(layout)) | fixed_parameters(model)
+    chosen: Rates = freezers.get(name).build(options)(layout)
+    held = frozenset(key for key, rate in chosen.items() if not rate) | fixed_parameters(model)
     for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter_name not in frozen)
-    if len(frozen) == len(layout.parameters):
+        parameter.requires_grad_(parameter_name not in held)
+    if len(held) == len(layout.parameters):
         raise FinetuneError("freeze: expected at least one trainable parameter, found none; nothing would be learned")
-    return Freezing(frozen, _table(layout, frozen), _eval_modules(model, layout, frozen))
+    decayed = _layer_rates(model, layout, layer_decay)
+    rates = {key: chosen.get(key, 1.0) * decayed.get(key, 1.0) for key in layout.parameters if key not in held}
+    others = {key: rate for key, rate in rates.items() if rate != 1}
+    return Freezing(held, _table(layout, held, rates), _eval_modules(model, layout, held), others)
+
+
+def _layer_rates(model: Any, layout: Layout, decay: float) -> Rates:
+    """Return the rates by depth, as in BEiT's fine-tuning (Bao et al. 2022), after ULMFiT (Howard and Ruder 2018).
+
+    The head has 1, each layer below it `decay` times the rate of the one above, the embeddings that of a layer below
+    all others.
+    """
+    if decay == 1:
+        return {}
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise FinetuneError(
+            "train.layer_decay: expected a model with one stack of layers, found an encoder with a decoder; remove it, "
+            "or give rates by name (freeze: rules)"
+        )
+    depth = len(layout.layers)
+    rates = dict.fromkeys(layout.embeddings, decay ** (depth + 1))
+    for index, layer in enumerate(layout.layers):
+        rates |= dict.fromkeys(layer, decay ** (depth - index))
+    return rates
 
 
 def fixed_parameters(model: Any) -> frozenset[str]:
@@ -170,18 +240,17 @@ def fixed_parameters(model: Any) -> frozenset[str]:
     return frozenset(names & {name for name, _ in model.named_parameters()})
 
 
-def _table(layout: Layout, frozen: frozenset[str]) -> tuple[FreezingRow, ...]:
+def _table(layout: Layout, held: frozenset[str], rates: Mapping[str, float]) -> tuple[FreezingRow, ...]:
     groups: dict[str, list[str]] = {}
     for name in layout.parameters:
         groups.setdefault(layout.group(name), []).append(name)
-    return tuple(
-        FreezingRow(
-            group,
-            sum(layout.parameters[name] for name in names),
-            sum(layout.parameters[name] for name in names if name not in frozen),
-        )
-        for group, names in groups.items()
-    )
+    rows = []
+    for group, names in groups.items():
+        learning = [name for name in names if name not in held]
+        total, trainable = (sum(layout.parameters[name] for name in some) for some in (names, learning))
+        found = [rates[name] for name in learning] or [1.0]
+        rows.append(FreezingRow(group, total, trainable, (min(found), max(found))))
+    return tuple(rows)
 
 
 def _eval_modules(model: Any, layout: Layout, frozen: frozenset[str]) -> tuple[str, ...]:

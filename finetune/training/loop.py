@@ -88,7 +88,7 @@ def optimizer_steps(
         started = time.perf_counter()
         rate = learning_rate * schedule(number, total_steps)
         for parameters in learner.optimizer.param_groups:
-            parameters["lr"] = rate
+            parameters["lr"] = rate * parameters.get("factor", 1.0)
         _seed_step(seed, number)
         loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None)
         norm = _clip(learner, max_gradient_norm)

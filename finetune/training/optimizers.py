@@ -33,6 +33,19 @@ def parameter_groups(parameters: Iterable[tuple[str, torch.nn.Parameter]], weigh
     return [group for group in groups if group["params"]]
 
 
+def give_rates(optimizer: torch.optim.Optimizer, model: Any, rates: Mapping[str, float]) -> None:
+    """Divide an optimizer's groups by the factors of the learning rate (`factor`) at which their parameters learn."""
+    if not rates:
+        return
+    factor_of = {parameter: rates.get(name, 1.0) for name, parameter in model.named_parameters()}
+    divided = []
+    for group in optimizer.param_groups:
+        for factor in dict.fromkeys(factor_of[parameter] for parameter in group["params"]):
+            own = [parameter for parameter in group["params"] if factor_of[parameter] == factor]
+            divided.append({**group, "params": own, "factor": factor})
+    optimizer.param_groups = divided
+
+
 @optimizers.register("adamw")
 def adamw(
     parameters: Iterable[tuple[str, torch.nn.Parameter]],

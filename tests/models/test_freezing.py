@@ -106,3 +106,54 @@ def test_rules_that_do_not_do_what_they_say_are_refused(rules: list[dict[str, st
 def test_more_layers_than_the_model_has_are_refused() -> None:
     with pytest.raises(FinetuneError, match="at most 3, the model's layers; found 9"):
         apply_freezing(FAMILIES["bert"](), "first-layers", {"count": 9})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_embeddings_alone_can_be_frozen(family: str) -> None:
+    model = FAMILIES[family]()
+    freezing = apply_freezing(model, "embeddings", {})
+    assert freezing.frozen == frozenset(layout_of(model).embeddings)
+
+
+def test_all_but_biases_leaves_them_and_the_head() -> None:
+    model = FAMILIES["bert"]()
+    apply_freezing(model, "all-but-biases", {})
+    layout = layout_of(model)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name in layout.parameters if name.endswith(".bias") or name in layout.head}
+    with pytest.raises(FinetuneError, match="a model with biases"):
+        apply_freezing(FAMILIES["llama"](), "all-but-biases", {})
+
+
+def test_rules_give_rates_too() -> None:
+    model = FAMILIES["bert"]()
+    chosen = [{"classifier.*": 2}, {"*.layer.2.*": "trainable"}, {"*.layer.1.*": 0.5}, {"*": "frozen"}]
+    freezing = apply_freezing(model, "rules", {"rules": chosen})
+    rates = {name: freezing.rates.get(name, 1.0) for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] if "layer" not in name else name.split("layer.")[1][0]: rate
+            for name, rate in rates.items()} == {"classifier": 2.0, "2": 1.0, "1": 0.5}  # fmt: skip
+    rows = {row.group: row.rates for row in freezing.table}
+    assert (rows["layer 1"], rows["layer 2"], rows["layer 0"]) == ((0.5, 0.5), (1.0, 1.0), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_a_layer_decay_each_layer_learns_more_slowly_than_the_one_above(family: str) -> None:
+    model = FAMILIES[family]()
+    freezing = apply_freezing(model, "none", {}, layer_decay=0.5)
+    layout = layout_of(model)
+    assert {freezing.rates[name] for name in layout.embeddings} == {0.5**4}
+    for index, layer in enumerate(layout.layers):
+        assert {freezing.rates[name] for name in layer} == {0.5 ** (3 - index)}
+    assert not set(layout.head) & set(freezing.rates)
+
+
+def test_what_is_frozen_has_no_rate() -> None:
+    freezing = apply_freezing(FAMILIES["bert"](), "first-layers", {"count": 2}, layer_decay=0.5)
+    assert not freezing.frozen & set(freezing.rates)
+    assert set(freezing.rates.values()) == {0.5}
+
+
+def test_a_layer_decay_over_two_stacks_is_refused() -> None:
+    config = transformers.T5Config(vocab_size=50, d_model=16, num_layers=2, num_heads=2, d_kv=8, d_ff=32)
+    with pytest.raises(FinetuneError, match="one stack of layers"):
+        apply_freezing(transformers.T5ForConditionalGeneration(config), "none", {}, layer_decay=0.9)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune import registry
 from finetune.artifacts import FeatureTable, feature_table
 from finetune.data.tokenization import Encoder, Limits
 from finetune.inference import Predictor, run_model
@@ -19,7 +20,7 @@ from finetune.runtime import Runtime
 from finetune.tasks import open_task
 from finetune.training.batching import step_groups
 from finetune.training.loop import Learner, Step, optimizer_steps, planned_groups
-from finetune.training.optimizers import adamw
+from finetune.training.optimizers import adamw, give_rates
 from tests.conftest import LABEL_WORDS, make_rows
 
 LABELS = list(LABEL_WORDS)
@@ -277,3 +278,22 @@ def test_planning_from_a_later_step_is_the_tail_of_the_whole_plan() -> None:
     assert [number for number, _, _ in whole] == list(range(8))
     for done in range(9):
         assert list(planned_groups(groups, 8, done)) == whole[done:]
+
+
+def test_the_loop_gives_each_parameter_its_own_learning_rate(still_model: Path) -> None:
+    """SGD without momentum: what a parameter moves is its rate times its gradient."""
+    features = make_features(still_model, 8)
+    moved = {}
+    for rates in ({}, {"classifier.weight": 3.0}):
+        learner = make_learner(still_model)
+        make = registry.optimizers.get("sgd").build({"momentum": 0.0})
+        optimizer = make(learner.model.named_parameters(), 1e-2)
+        give_rates(optimizer, learner.model, rates)
+        learner.optimizer = learner.accelerator.prepare(optimizer)
+        before = parameters_of(learner)
+        take_steps(learner, features, steps=1, learning_rate=1e-2)
+        moved[bool(rates)] = {name: tensor - before[name] for name, tensor in parameters_of(learner).items()}
+    assert moved[False]["classifier.weight"].abs().max() > 0
+    for name, tensor in moved[True].items():
+        factor = 3.0 if name == "classifier.weight" else 1.0
+        torch.testing.assert_close(tensor, factor * moved[False][name], rtol=1e-3, atol=1e-7)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune import registry
-from finetune.training.optimizers import adamw
+from finetune.training.optimizers import adamw, give_rates
 
 
 def test_biases_and_norms_do_not_decay() -> None:
@@ -89,3 +89,27 @@ def test_nesterov_without_momentum_is_refused() -> None:
     check({"momentum": 0.5, "nesterov": True})
     with pytest.raises(ValueError, match="momentum above 0"):
         check({"momentum": 0.0, "nesterov": True})
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_parameters_learn_at_their_own_rates(name: str) -> None:
+    """The same step as with two optimizers of torch's, each with its own learning rate."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    rates = {key: 0.25 for key, _ in ours.named_parameters() if key.startswith("0.")}
+    make = registry.optimizers.get(name).build({})
+    optimizer = make(ours.named_parameters(), 0.1)
+    give_rates(optimizer, ours, rates)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+    slow, fast = make(theirs[0].named_parameters(), 0.025), make(theirs[1].named_parameters(), 0.1)
+    for step in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * group.get("factor", 1.0)
+        for model, steppers in ((ours, [optimizer]), (theirs, [slow, fast])):
+            model.zero_grad()
+            (model(torch.full((2, 3), 1.0 + step)) ** 2).sum().backward()
+            for stepper in steppers:
+                stepper.step()
+    for (key, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(mine, other, msg=key)
