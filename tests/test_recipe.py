@@ -85,7 +85,7 @@ def test_the_message_counts_the_problems_and_exits_2(load: Load) -> None:
         ("task: text-clasification", "task: unknown task 'text-clasification', did you mean text-classification?"),
         ("quantize: onnx-int4", "quantize: unknown quantization backend 'onnx-int4', did you mean onnx-int8?"),
         ("train: {schedule: cosin}", "train.schedule: unknown schedule 'cosin', did you mean cosine?"),
-        ("train: {optimizer: adam}", "train.optimizer: unknown optimizer 'adam', did you mean adamw?"),
+        ("train: {optimizer: adamww}", "train.optimizer: unknown optimizer 'adamww', did you mean adamw?"),
         (
             "train: {early_stopping: {metric: f1-macr}}",
             "train.early_stopping.metric: unknown metric 'f1-macr', did you mean f1-macro?",
@@ -119,7 +119,7 @@ def test_unknown_names_come_with_the_nearest_one(problems: Problems, lines: str,
         ("quantize:\n  name: onnx-int8\n  opset: 30", "9: quantize.opset: expected less than or equal to 20, found 30"),
         (
             "freeze:\n  name: rules\n  rules:\n    - '*': frozn",
-            "10: freeze.rules[0].*: expected 'trainable' or 'frozen', found 'frozn'",
+            "10: freeze.rules[0].*: expected trainable, frozen, or a factor above 0, found 'frozn'",
         ),
         ("freeze: first-layers", "7: freeze.count: expected a value, found nothing; this setting is required"),
     ],
@@ -478,7 +478,9 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
             "epochs": 3,
             "batch_size": 32,
             "gradient_accumulation": 1,
+            "gradient_checkpointing": False,
             "learning_rate": 5e-5,
+            "layer_decay": 1.0,
             "optimizer": {"name": "adamw", "weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8},
             "schedule": {"name": "linear", "warmup_steps": 0, "warmup_ratio": 0.0},
             "max_gradient_norm": 1.0,
@@ -534,5 +536,6 @@ def test_equal_recipes_share_no_options(load: Load) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_that_comes_with_the_toolkit_loads(path: Path) -> None:
-    recipe = load_recipe(path, check_inputs=True)
+    made_by_another = "/outputs/" in load_recipe(path).model.id
+    recipe = load_recipe(path, check_inputs=not made_by_another)
     assert recipe.name == path.stem

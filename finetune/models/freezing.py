@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from finetune.errors import FinetuneError, suggestion
 from finetune.registry import freezers
@@ -78,7 +79,16 @@ def _stack_length(names: Sequence[str], stack: str) -> int:
 
 
 Rates = dict[str, float]
-Factor = Annotated[float, Field(gt=0)]
+
+
+def _state(value: object) -> object:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value in ("trainable", "frozen") or (number and 0 < value < math.inf):  # type: ignore[operator]
+        return value
+    raise ValueError(f"expected trainable, frozen, or a factor above 0, found {value!r}")
+
+
+State = Annotated[Literal["trainable", "frozen"] | float, BeforeValidator(_state)]
 
 
 def frozen(names: Iterable[str]) -> Rates:
@@ -126,7 +136,7 @@ def first_layers(layout: Layout, *, count: Annotated[int, Field(ge=0)]) -> Rates
 
 
 @freezers.register("rules")
-def rules(layout: Layout, *, rules: list[dict[str, Literal["trainable", "frozen"] | Factor]]) -> Rates:
+def rules(layout: Layout, *, rules: list[dict[str, State]]) -> Rates:
     """Decide by ordered `pattern: trainable | frozen | factor` rules; the first that matches a parameter's name holds.
 
     A factor is of the learning rate, for rates that differ within a model. Patterns are shell-style (`*`, `?`). Every
