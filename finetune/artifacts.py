@@ -273,6 +273,10 @@ class FeatureTable(Sequence[dict[str, Any]]):
         """Return how long some features of a window are together, for each window."""
         return [length for chunk in self._chunks for length in chunk.lengths(names)]
 
+    def targets(self, name: str, but: int) -> int:
+        """Return how many numbers the lists of a feature have in all, those equal to `but` left out."""
+        return sum(chunk.targets(name, but) for chunk in self._chunks)
+
     def scalars(self, name: str) -> NDArray[Any]:
         """Return a number that each row has, for each window the one of its row, shape (windows,)."""
         import numpy as np
@@ -365,6 +369,11 @@ class _FeatureChunk:
         if self._in_windows:
             found["weight"] = 1.0 / int(self._counts[row])
         return found
+
+    def targets(self, name: str, but: int) -> int:
+        offsets, values = self._lists[name]
+        own = values[offsets[self._first] : offsets[self._first + len(self)]]
+        return int((own != but).sum())
 
     def scalars(self, name: str) -> NDArray[Any]:
         return self._scalars[name][self.row_ids]  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import registry
 from finetune.artifacts import PreparedData
-from finetune.data.tokenization import Encoder, Limits
+from finetune.data.tokenization import NO_TARGET, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.generation import configure
 from finetune.inference import Predictor, adapter_settings, model_settings
@@ -85,8 +85,10 @@ def open_learner(
     give_rates(optimizer, model, freezing.rates)
     # shapes lie on no device, and cannot be moved
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=[shapes is None] * 2)
-    fitted = spec.fit_targets(data.split("train").rows) if spec.fit_targets else {}
-    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws), spec
+    rows = data.split("train")
+    fitted = spec.fit_targets(rows.rows) if spec.fit_targets else {}
+    targets = rows.features.targets(spec.targets, but=NO_TARGET) / len(rows.features) if spec.targets else None
+    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws, targets), spec
 
 
 def _trainable_parts(

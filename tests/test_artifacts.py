@@ -411,3 +411,13 @@ def test_a_split_that_changed_since_it_was_written_is_refused(data: PreparedData
 def test_the_manifest_file_is_json_with_the_format_version_first(data: PreparedData) -> None:
     manifest = json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))
     assert next(iter(manifest)) == "format_version"
+
+
+def test_targets_are_counted_over_all_windows() -> None:
+    import pyarrow as pa
+
+    ids = pa.array([[[1, 2], [2, 3, 4]], [[5]]], pa.list_(pa.list_(pa.int32())))
+    labels = pa.array([[[-100, 2], [-100, -100, 4]], [[5]]], pa.list_(pa.list_(pa.int32())))
+    features = feature_table({"input_ids": ids, "label_ids": labels})
+    assert (features.targets("label_ids", but=-100), features.targets("input_ids", but=-100)) == (3, 6)
+    assert feature_table({"label_ids": labels.slice(1), "input_ids": ids.slice(1)}).targets("label_ids", but=-100) == 1

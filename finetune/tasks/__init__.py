@@ -94,12 +94,13 @@ class TaskSpec:
     What is fitted beside the weights: `fit_targets` on the training rows before training, `fit_decisions` on
     predictions for the validation split. Features equal in `together` share a micro-batch (`row`: the parts of a row),
     and batch sizes count such groups; those of like size share a batch, a window being as large as its features
-    `sized_by` are long together. A loss that does not add up over micro-batches refuses accumulation. Where
-    `draws`, each window that is learned from or scored has a `draw`, three numbers that seed what `collate` draws:
-    other ones in each epoch, always the same in evaluation. `reduce` makes of raw outputs, too large to be kept for
-    all windows, what `decode` needs of them, one entry a window. `in_words` puts predictions of tokens into words (of
-    predictions and the tokenizer). A task with a `prompt` writes texts: of a window's features it is the ids after
-    which writing begins.
+    `sized_by` are long together. Where a window has many targets, those that the feature `targets` names, each of them
+    counts the same in an epoch, not in its step alone (`Learner.targets_per_window`). A loss that does not add up over
+    micro-batches refuses accumulation. Where `draws`, each window that is learned from or scored has a `draw`, three
+    numbers that seed what `collate` draws: other ones in each epoch, always the same in evaluation. `reduce` makes of
+    raw outputs, too large to be kept for all windows, what `decode` needs of them, one entry a window. `in_words` puts
+    predictions of tokens into words (of predictions and the tokenizer). A task with a `prompt` writes texts: of a
+    window's features it is the ids after which writing begins.
     """
 
     kind: str
@@ -120,6 +121,7 @@ class TaskSpec:
     fit_decisions: Callable[[Any], dict[str, Any]] | None = None
     together: str | None = None
     sized_by: tuple[str, ...] = ("input_ids",)
+    targets: str | None = None
     adds_up: bool = True
     by_token: bool = False
     draws: bool = False

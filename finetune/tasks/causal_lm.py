@@ -111,6 +111,7 @@ def declare(options: Mapping[str, Any]) -> TaskSpec:
             reduce=reduce_guesses,
             in_words=in_words,
             prompt=prompt_ids,
+            targets="label_ids",
             whole_tokenizer=True,
         )
     source = "prompt" if rows == "completion" else "messages"
@@ -132,6 +133,7 @@ def declare(options: Mapping[str, Any]) -> TaskSpec:
         unit_role=source if rows == "completion" else None,
         reduce=reduce_guesses,
         prompt=prompt_ids,
+        targets="label_ids",
         windows=False,
         whole_tokenizer=True,
         undefined={} if answers else {"answer-match": "it needs task.pattern"},
