@@ -26,7 +26,6 @@ RECIPES = {
     "masked-lm-small": [],
     "lora-small": [],
     "embedding-small": [],
-    "token-classification-small": ["train.batch_size=64", "train.eval_batch_size=128"],
     "causal-lm-small": ["model.scratch.layers=8", "model.scratch.hidden_size=512", "model.scratch.heads=8"],
     "seq2seq-small": ["model.scratch.layers=6", "model.scratch.hidden_size=512", "train.batch_size=64"],
     "question-answering-small": ["train.batch_size=32", "train.gradient_checkpointing=true"],

@@ -133,8 +133,13 @@ def _parts(
         "activations": activations,
         "scoring": scoring,
         "caches": caches,
-        "tensors": max(training, kept + scoring, kept + caches),
+        "tensors": max(training, kept + scoring, kept + caches, kept + _merging(recipe, weights)),
     }
+
+
+def _merging(recipe: Recipe, weights: int) -> int:
+    """Return what the check of a merged model needs, which is made of a copy at the end of training."""
+    return weights if recipe.adapter is not None and not recipe.adapter.bits else 0
 
 
 def batches_of(recipe: Recipe, features: FeatureTable, spec: TaskSpec) -> Batches:
@@ -260,9 +265,10 @@ def _accelerator_of_its_own() -> Iterator[None]:
 
 
 def process_bytes() -> int:
-    """Return the memory that this program holds now."""
+    """Return the memory that this program holds now, with the libraries that training needs on its way."""
+    import matplotlib.figure  # noqa: F401 -- pictures and metrics are made at the end of training
     import psutil
-
+    import sklearn.metrics  # noqa: F401
     return int(psutil.Process().memory_info().rss)
 
 

@@ -19,6 +19,9 @@ from torch.utils._pytree import tree_iter
 
 # Operations whose result's shape depends on the places of a mask, which is real
 BY_MASK = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+# With this autograd adds up the gradient of what was chosen by a mask, where it meets tensors without content; real
+# ones are added to in place
+ADDING = torch.ops.aten.index_put.default
 AS_NUMBER = torch.ops.aten._local_scalar_dense.default
 
 
@@ -76,6 +79,8 @@ class Shapes(TorchDispatchMode):
         if any(isinstance(value, FakeTensor) for value in tree_iter((args, kwargs))):
             if func is AS_NUMBER:
                 return 1.0 if args[0].is_floating_point() else 1
+            if func is ADDING and len(args) > 3 and args[3]:
+                return args[0]
             if func in BY_MASK:
                 args = (args[0], _as_places(args[1]), *args[2:])
             with self._fake:
