@@ -269,6 +269,7 @@ def process_bytes() -> int:
     import matplotlib.figure  # noqa: F401 -- pictures and metrics are made at the end of training
     import psutil
     import sklearn.metrics  # noqa: F401
+
     return int(psutil.Process().memory_info().rss)
 
 
