@@ -325,6 +325,17 @@ def features_of(spec: TaskSpec, features: FeatureTable, windows: Sequence[int]) 
     return [{**features[window], "draw": (HELD_OUT, 0, window)} for window in windows]
 
 
+def evaluation_windows(
+    predictor: Predictor, features: FeatureTable, batch_size: int, training_batch_size: int
+) -> list[list[int]]:
+    """Return the windows of each batch of an evaluation during training."""
+    spec = predictor.spec
+    together = Together(features.lengths_of(spec.sized_by), features.keys(spec.together))
+    # a loss that compares the rows of a batch is one of training's batches, whatever fits in memory
+    compared = None if spec.adds_up else training_batch_size
+    return [together.windows(groups) for groups in evaluation_groups(together, batch_size, compared)]
+
+
 def evaluation_groups(together: Together, batch_size: int, loss_batch_size: int | None = None) -> Iterator[list[int]]:
     """Yield the groups of each batch: of similar length, or, if the loss depends on its company, in their order."""
     if loss_batch_size is not None:

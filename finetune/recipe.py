@@ -411,7 +411,10 @@ class ModelSection(Section):
     def _exists(cls, model_id: str, info: ValidationInfo) -> str:
         checks = bool(info.context and info.context.get("check_inputs"))
         if checks and Path(model_id).is_absolute() and not Path(model_id).is_dir():
-            raise ValueError(f"expected a model's folder, found nothing at {model_id}")
+            path = Path(model_id)
+            made = path.parts[-2:] == ("run", "model")
+            hint = f". A run makes it: `finetune run` the recipe {path.parts[-3]} first" if made else ""
+            raise ValueError(f"expected a model's folder, found nothing at {model_id}{hint}")
         return model_id
 
     @model_validator(mode="after")

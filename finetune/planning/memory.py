@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.generation import without_adapter
-from finetune.inference import Predictor, evaluation_groups, score_batch
+from finetune.inference import Predictor, evaluation_windows, score_batch
 from finetune.learners import open_learner, predictor_of
 from finetune.models.freezing import Freezing
 from finetune.progress import Silent
@@ -157,8 +157,13 @@ def largest_step(batches: Batches, sizes: Sequence[int], longest: int | None = N
     if longest is not None:
         short = [windows for windows in micro_batches if max(sizes[window] for window in windows) <= longest]
         micro_batches = short or micro_batches
-    largest = max(micro_batches, key=lambda windows: len(windows) * max(sizes[window] for window in windows))
+    largest = max(micro_batches, key=lambda windows: padded_ids([windows], sizes))
     return [largest] * min(2, batches.settings.gradient_accumulation)
+
+
+def padded_ids(step: StepGroup, sizes: Sequence[int]) -> int:
+    """Return how many ids the micro-batches of a step have, each window padded to the longest of its micro-batch."""
+    return sum(len(windows) * max(sizes[window] for window in windows) for windows in step)
 
 
 def _activations(
@@ -203,13 +208,10 @@ def _scoring(predictor: Predictor, data: PreparedData, recipe: Recipe, shapes: S
     """Return what the largest batch of an evaluation needs beside what is there already."""
     import torch
 
-    features = data.split("validation").features
-    spec, settings = predictor.spec, recipe.train
-    together = Together(features.lengths_of(spec.sized_by), features.keys(spec.together))
-    compared = None if spec.adds_up else settings.batch_size
-    sizes = features.lengths_of(spec.sized_by)
-    batches = map(together.windows, evaluation_groups(together, settings.eval_batch_size, compared))
-    largest = max(batches, key=lambda windows: len(windows) * max(sizes[window] for window in windows))
+    features, settings = data.split("validation").features, recipe.train
+    batches = evaluation_windows(predictor, features, settings.eval_batch_size, settings.batch_size)
+    sizes = features.lengths_of(predictor.spec.sized_by)
+    largest = max(batches, key=lambda windows: padded_ids([windows], sizes))
     with torch.no_grad(), shapes.watch():
         before = shapes.live_bytes
         score_batch(predictor, features, largest, settings.eval_batch_size)

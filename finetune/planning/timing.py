@@ -6,12 +6,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from finetune.inference import evaluation_groups, score_batch
+from finetune.inference import evaluation_windows, score_batch
 from finetune.learners import open_learner, predictor_of
-from finetune.planning.memory import forget_peak, largest_step, peak_process_bytes
+from finetune.planning.memory import forget_peak, largest_step, padded_ids, peak_process_bytes
 from finetune.planning.work import evenly
 from finetune.progress import Silent
-from finetune.training.batching import Batches, StepGroup, Together
+from finetune.training.batching import Batches, StepGroup
 from finetune.training.loop import Learner, optimizer_steps
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def measure(recipe: Recipe, data: PreparedData, estimate: Estimate, work: Work, 
     features = data.split("train").features
     sizes = features.lengths_of(spec.sized_by)
     steps, groups = _timed_steps(recipe, learner, features, estimate.batches, sizes)
-    ids = sum(_ids(group, sizes) for group in groups)
-    mean = _mean_ids(estimate.batches, sizes)
-    training = sum(steps) / ids * mean * work.steps
+    epoch = [padded_ids(step, sizes) for step in estimate.batches.epoch(0)]
+    timed = sum(padded_ids(step, sizes) for step in groups)
+    training = sum(steps) / timed * sum(epoch) / len(epoch) * work.steps
     predictor = predictor_of(learner, spec, recipe, data)
     predictor.model.eval()
     scoring = _scoring(predictor, data, recipe) * work.evaluations
@@ -72,7 +72,7 @@ def measure(recipe: Recipe, data: PreparedData, estimate: Estimate, work: Work, 
 def _timed_steps(
     recipe: Recipe, learner: Learner, features: FeatureTable, batches: Batches, sizes: list[int]
 ) -> tuple[list[float], list[StepGroup]]:
-    ordered = sorted(batches.epoch(0), key=lambda step: _ids(step, sizes))
+    ordered = sorted(batches.epoch(0), key=lambda step: padded_ids(step, sizes))
     timed = evenly(ordered, TIMED_STEPS) * TIMED_STEPS
     groups = [largest_step(batches, sizes), *timed[:TIMED_STEPS]]
     steps = optimizer_steps(
@@ -89,32 +89,19 @@ def _timed_steps(
     return seconds[1:], groups[1:]
 
 
-def _ids(step: StepGroup, sizes: list[int]) -> int:
-    return sum(len(micro_batch) * max(sizes[window] for window in micro_batch) for micro_batch in step)
-
-
-def _mean_ids(batches: Batches, sizes: list[int]) -> float:
-    steps = batches.epoch(0)
-    return sum(_ids(step, sizes) for step in steps) / len(steps)
-
-
 def _scoring(predictor: Predictor, data: PreparedData, recipe: Recipe) -> float:
     """Return the seconds of scoring all validation windows, from those of the middle batch."""
     import torch
 
-    features, spec = data.split("validation").features, predictor.spec
-    together = Together(features.lengths_of(spec.sized_by), features.keys(spec.together))
-    compared = None if spec.adds_up else recipe.train.batch_size
-    batches = [
-        together.windows(groups) for groups in evaluation_groups(together, recipe.train.eval_batch_size, compared)
-    ]
-    sizes = features.lengths_of(spec.sized_by)
+    features, settings = data.split("validation").features, recipe.train
+    batches = evaluation_windows(predictor, features, settings.eval_batch_size, settings.batch_size)
+    sizes = features.lengths_of(predictor.spec.sized_by)
     middle = batches[len(batches) // 2]
     started = time.perf_counter()
     with torch.no_grad():
-        score_batch(predictor, features, middle, recipe.train.eval_batch_size)
+        score_batch(predictor, features, middle, settings.eval_batch_size)
     seconds = time.perf_counter() - started
-    return seconds * sum(_ids([batch], sizes) for batch in batches) / _ids([middle], sizes)
+    return seconds * sum(padded_ids([batch], sizes) for batch in batches) / padded_ids([middle], sizes)
 
 
 def _writing(predictor: Predictor, data: PreparedData, work: Work) -> float:
