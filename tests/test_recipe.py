@@ -539,3 +539,11 @@ def test_every_recipe_that_comes_with_the_toolkit_loads(path: Path) -> None:
     made_by_another = "/outputs/" in load_recipe(path).model.id
     recipe = load_recipe(path, check_inputs=not made_by_another)
     assert recipe.name == path.stem
+
+
+def test_a_run_that_is_not_there_yet_is_told_how_to_make_it(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"found nothing at .*model\. A run makes it: `finetune run` the recipe first first"
+    ):
+        (tmp_path / "rows.jsonl").write_text("{}")
+        load("", f"model.id={tmp_path}/outputs/first/run/model", check_inputs=True)
