@@ -411,3 +411,10 @@ def test_what_training_would_refuse_is_refused(plans: Plans) -> None:
     recipe = plans.recipe(CLASSIFYING)
     with pytest.raises(FinetuneError, match="--device"):
         estimate_memory(recipe, plans.data(recipe), Runtime("cuda:99"))
+
+
+def test_the_copy_that_checks_a_merged_adapter_is_in_the_peak(plans: Plans) -> None:
+    """One short row at a time: then nothing in training needs as much as a second model."""
+    small = {"batch_size": 1, "eval_batch_size": 1}
+    memory = plans.estimate("text-classification", adapter={"name": "lora"}, train=small).memory
+    assert memory.tensors >= 2 * memory.weights + memory.optimizer
