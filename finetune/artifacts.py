@@ -273,9 +273,11 @@ class FeatureTable(Sequence[dict[str, Any]]):
         """Return how long some features of a window are together, for each window."""
         return [length for chunk in self._chunks for length in chunk.lengths(names)]
 
-    def targets(self, name: str, but: int) -> int:
-        """Return how many numbers the lists of a feature have in all, those equal to `but` left out."""
-        return sum(chunk.targets(name, but) for chunk in self._chunks)
+    def values(self, name: str) -> NDArray[Any]:
+        """Return the numbers of a feature that is a list in each window, those of all windows one after another."""
+        import numpy as np
+
+        return np.concatenate([np.zeros(0, np.int32), *(chunk.values(name) for chunk in self._chunks)])
 
     def scalars(self, name: str) -> NDArray[Any]:
         """Return a number that each row has, for each window the one of its row, shape (windows,)."""
@@ -370,10 +372,9 @@ class _FeatureChunk:
             found["weight"] = 1.0 / int(self._counts[row])
         return found
 
-    def targets(self, name: str, but: int) -> int:
+    def values(self, name: str) -> NDArray[Any]:
         offsets, values = self._lists[name]
-        own = values[offsets[self._first] : offsets[self._first + len(self)]]
-        return int((own != but).sum())
+        return values[offsets[self._first] : offsets[self._first + len(self)]]  # type: ignore[no-any-return]
 
     def scalars(self, name: str) -> NDArray[Any]:
         return self._scalars[name][self.row_ids]  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import registry
 from finetune.artifacts import PreparedData
-from finetune.data.tokenization import NO_TARGET, Encoder, Limits
+from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.generation import configure
 from finetune.inference import Predictor, adapter_settings, model_settings
@@ -49,7 +49,8 @@ def open_learner(
     model_folder = find_model(recipe.model, allow_code=runtime.allow_code) if recipe.model.id else None
     tokenizer_folder = data.tokenizer_folder or model_folder
     assert tokenizer_folder is not None, "a recipe has a model or a tokenizer"
-    task, spec = open_task(recipe.task.name, recipe.task.options)
+    loss = recipe.train.loss
+    task, spec = open_task(recipe.task.name, recipe.task.options, (loss.name, loss.options) if loss else None)
     tokenizer = load_tokenizer(tokenizer_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
     prepare_tokenizer(task, tokenizer)
     accelerator = runtime.accelerator()
@@ -86,9 +87,17 @@ def open_learner(
     # shapes lie on no device, and cannot be moved
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=[shapes is None] * 2)
     rows = data.split("train")
-    fitted = spec.fit_targets(rows.rows) if spec.fit_targets else {}
-    targets = rows.features.targets(spec.targets, but=NO_TARGET) / len(rows.features) if spec.targets else None
-    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws, targets), spec
+    fitted = {**(spec.fit_targets(rows.rows) if spec.fit_targets else {}), **_fit_loss(recipe, spec, data)}
+    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws), spec
+
+
+def _fit_loss(recipe: Recipe, spec: TaskSpec, data: PreparedData) -> dict[str, Any]:
+    """Return what the recipe's loss has to know of the training rows."""
+    loss = recipe.train.loss
+    fit = registry.losses.get(loss.name).attributes.get("fit") if loss else None
+    if loss is None or fit is None or spec.frequencies is None:
+        return {}
+    return dict(fit(spec.frequencies(data.split("train"), data.labels), loss.options))
 
 
 def _trainable_parts(

@@ -110,6 +110,18 @@ def _no_backend(task: str) -> str:
     return f"no backend ({known}) can quantize what {task} trains, a model that writes texts; remove it"
 
 
+def _unfit(loss: str, default: str | None, task: str) -> str:
+    """Return why a loss is not for a task, whose default says which targets it has; empty if it is."""
+    if default is None:
+        return f"{task} has a loss of its own; remove it, or see the options of `task`"
+    entries = {name: registry.losses.get(name).attributes["of"] for name in registry.losses.names()}
+    targets = set(entries[default])
+    if targets & set(entries[loss]):
+        return ""
+    fitting = [name for name, of in entries.items() if targets & set(of)]
+    return f"expected a loss for what {task} predicts ({', '.join(fitting)}), found {loss}, for {entries[loss][0]}"
+
+
 def is_written(metric: str) -> bool:
     """Tell whether a metric is about texts that were written, and not about tokens that were guessed."""
     return "texts" in _judges(metric) and "language" not in _judges(metric)
@@ -132,6 +144,7 @@ Splitter = Annotated[Part, _part_of(registry.splitters)]
 Task = Annotated[Part, _part_of(registry.tasks)]
 Freezer = Annotated[Part, _part_of(registry.freezers)]
 Optimizer = Annotated[Part, _part_of(registry.optimizers)]
+Loss = Annotated[Part, _part_of(registry.losses)]
 Schedule = Annotated[Part, _part_of(registry.schedules)]
 Backend = Annotated[Part, _part_of(registry.backends)]
 
@@ -479,6 +492,7 @@ class TrainSection(Section):
     gradient_checkpointing: bool = False
     learning_rate: Annotated[float, Field(gt=0, lt=10)] = 5e-5
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    loss: Loss | None = None
     optimizer: Optimizer = Part(name="adamw", options={"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8})
     schedule: Schedule = Part(name="linear", options={"warmup_steps": 0, "warmup_ratio": 0.0})
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -760,6 +774,8 @@ class Recipe(Section):
         if spec.prompt is not None and not self.generation.validation_rows and judge != "loss" and is_written(judge):
             message = f"expected 1 or more, since train.early_stopping judges by {judge}, for which texts are written"
             yield ("generation", "validation_rows"), message
+        if self.train.loss is not None and (message := _unfit(self.train.loss.name, spec.loss, name)):
+            yield ("train", "loss"), message
         if self.train.gradient_accumulation > 1 and not spec.adds_up:
             message = (
                 "expected 1, since this loss compares each row with the others of its batch and does not add up over "

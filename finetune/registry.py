@@ -138,6 +138,7 @@ tasks = Registry("task", room="finetune.tasks")
 freezers = Registry("freezing strategy", room="finetune.models.freezing")
 optimizers = Registry("optimizer", room="finetune.training.optimizers")
 schedules = Registry("schedule", room="finetune.training.schedules")
+losses = Registry("loss", room="finetune.training.losses")
 metrics = Registry("metric", room="finetune.evaluation.metrics")
 baselines = Registry("baseline", room="finetune.evaluation.baselines")
 backends = Registry("quantization backend", room="finetune.quantization")
@@ -153,6 +154,7 @@ ALL = (
     freezers,
     optimizers,
     schedules,
+    losses,
     metrics,
     baselines,
     backends,

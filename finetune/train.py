@@ -168,7 +168,8 @@ class _Training:
         self.state = TrainingState()
         features = self.rows.features
         together = Together(features.lengths_of(self.spec.sized_by), features.keys(self.spec.together))
-        self.batches = Batches(together, self.settings, recipe.seed)
+        device = self.learner.accelerator.device.type
+        self.batches = Batches(together, self.settings, recipe.seed, self.spec.steps, device)
         self.total_steps = self.batches.total_steps
 
     def run(self) -> None:

@@ -96,7 +96,7 @@ def estimate_memory(
         plain = Runtime("cpu", runtime.threads, precision, runtime.allow_code)
         learner, spec = open_learner(recipe, data, plain, progress or Silent(), shapes)
         features = data.split("train").features
-        batches = batches_of(recipe, features, spec)
+        batches = batches_of(recipe, features, spec, runtime.torch_device().type)
         step = largest_step(batches, features.lengths_of(spec.sized_by), longest)
         parts = _parts(recipe, data, learner, spec, step, shapes)
         ids = training_batch(learner, features, step[0], (recipe.seed, 0) if spec.draws else None).inputs
@@ -142,10 +142,10 @@ def _merging(recipe: Recipe, weights: int) -> int:
     return weights if recipe.adapter is not None and not recipe.adapter.bits else 0
 
 
-def batches_of(recipe: Recipe, features: FeatureTable, spec: TaskSpec) -> Batches:
+def batches_of(recipe: Recipe, features: FeatureTable, spec: TaskSpec, device: str) -> Batches:
     """Return the order in which training would meet these windows."""
     together = Together(features.lengths_of(spec.sized_by), features.keys(spec.together))
-    return Batches(together, recipe.train, recipe.seed)
+    return Batches(together, recipe.train, recipe.seed, spec.steps, device)
 
 
 def largest_step(batches: Batches, sizes: Sequence[int], longest: int | None = None) -> StepGroup:
@@ -153,12 +153,13 @@ def largest_step(batches: Batches, sizes: Sequence[int], longest: int | None = N
 
     With `longest` those are left out that have a longer window, as long as there are others.
     """
-    micro_batches = [micro_batch for step in batches.epoch(0) for micro_batch in step]
+    steps = batches.epoch(0)
+    micro_batches = [micro_batch for step in steps for micro_batch in step]
     if longest is not None:
         short = [windows for windows in micro_batches if max(sizes[window] for window in windows) <= longest]
         micro_batches = short or micro_batches
     largest = max(micro_batches, key=lambda windows: padded_ids([windows], sizes))
-    return [largest] * min(2, batches.settings.gradient_accumulation)
+    return [largest] * min(2, max(map(len, steps)))
 
 
 def padded_ids(step: StepGroup, sizes: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from finetune.preparation.reading import Collected
 from finetune.preparation.remaining import codes_of
 from finetune.recipe import Recipe
 from finetune.tasks import TaskSpec
-from finetune.training.batching import padding_share
+from finetune.training.batching import padding_share, part_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,6 +161,7 @@ def tokens_report(recipe: Recipe, tokens: Tokens, limits: Limits) -> dict[str, A
         accumulation=settings.gradient_accumulation,
         seed=recipe.seed,
         bucket_by_length=settings.bucket_by_length,
+        part_tokens=part_tokens(recipe.spec.steps, "cpu"),
     )
     report: dict[str, Any] = {
         "truncated": {

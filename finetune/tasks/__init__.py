@@ -17,11 +17,25 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune.artifacts import FeatureTable
+    from finetune.artifacts import FeatureTable, Split
     from finetune.models.heads import Head
 
 Row = Mapping[str, Any]
 Fitted = Mapping[str, Any]
+# From scores, targets and what was fitted to the loss of each target, and what it counts as in their mean
+Criterion = Callable[["torch.Tensor", "torch.Tensor", Fitted], tuple["torch.Tensor", "torch.Tensor"]]
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """How often each label is among the targets of the training rows, in the order of the model's outputs.
+
+    `decisions` is how often it could have been: of one class out of several the number of targets, of label sets that
+    of rows.
+    """
+
+    counts: Mapping[str, int]
+    decisions: int
 
 
 @dataclass(frozen=True)
@@ -91,12 +105,16 @@ class TaskSpec:
     (both of predictions, the answer's number and its row); `difficulty` orders the examples, the worst highest.
     `details` adds keys to the JSON report, and `sections` makes tables and pictures of that report.
 
+    `loss` is the default of tasks whose loss a recipe may choose, from those that are for the same targets; the others
+    have their own. `frequencies` counts what such a loss may have to know of the training rows.
+
     What is fitted beside the weights: `fit_targets` on the training rows before training, `fit_decisions` on
     predictions for the validation split. Features equal in `together` share a micro-batch (`row`: the parts of a row),
     and batch sizes count such groups; those of like size share a batch, a window being as large as its features
-    `sized_by` are long together. Where a window has many targets, those that the feature `targets` names, each of them
-    counts the same in an epoch, not in its step alone (`Learner.targets_per_window`). A loss that does not add up over
-    micro-batches refuses accumulation. Where `draws`, each window that is learned from or scored has a `draw`, three
+    `sized_by` are long together. With `steps` a step's windows are drawn whatever their size, since of targets that are
+    many in a window those of short ones would count more, each in a step of few; `parts` of like size are then computed
+    one after another, or the `whole` step, in which a task packs them. A loss that does not add up over micro-batches
+    refuses accumulation. Where `draws`, each window that is learned from or scored has a `draw`, three
     numbers that seed what `collate` draws: other ones in each epoch, always the same in evaluation. `reduce` makes of
     raw outputs, too large to be kept for all windows, what `decode` needs of them, one entry a window. `in_words` puts
     predictions of tokens into words (of predictions and the tokenizer). A task with a `prompt` writes texts: of a
@@ -117,11 +135,13 @@ class TaskSpec:
     unit: Literal["row", "document", "query", "source"] = "row"
     unit_role: str | None = None
     question: Mapping[str, Column] | None = None
+    loss: str | None = None
+    frequencies: Callable[[Split, Sequence[str]], Frequencies] | None = None
     fit_targets: Callable[[Iterable[Row]], dict[str, Any]] | None = None
     fit_decisions: Callable[[Any], dict[str, Any]] | None = None
     together: str | None = None
     sized_by: tuple[str, ...] = ("input_ids",)
-    targets: str | None = None
+    steps: Literal["parts", "whole"] | None = None
     adds_up: bool = True
     by_token: bool = False
     draws: bool = False
@@ -138,11 +158,20 @@ class TaskSpec:
         return self.prompt is not None and self.kind == "texts"
 
 
-def open_task(name: str, options: Mapping[str, Any]) -> tuple[Task, TaskSpec]:
-    """Return the task of that name and its declaration."""
+def open_task(
+    name: str, options: Mapping[str, Any], loss: tuple[str, Mapping[str, Any]] | None = None
+) -> tuple[Task, TaskSpec]:
+    """Return the task of that name and its declaration; `loss` is the name and the options of a loss that fits it.
+
+    A task whose loss can be chosen finds it, or its default, as its `criterion`.
+    """
     entry = registry.tasks.get(name)
-    spec = entry.attributes["spec"]
-    return cast(Task, entry.build(options)), spec(options) if callable(spec) else spec
+    task, spec = entry.build(options), entry.attributes["spec"]
+    spec = spec(options) if callable(spec) else spec
+    if spec.loss is not None:
+        chosen, settings = loss or (spec.loss, {})
+        task.criterion = registry.losses.get(chosen).build(settings)
+    return cast(Task, task), spec
 
 
 def reads_words(task: PreparesRows) -> bool:

@@ -94,6 +94,7 @@ def prompt_ids(window: Mapping[str, Any]) -> list[int]:
 def declare(options: Mapping[str, Any]) -> TaskSpec:
     """Return the declaration for rows as the options have them."""
     rows = options.get("rows", "text")
+    steps: Literal["parts", "whole"] = "whole" if options.get("pack") else "parts"
     if rows == "text":
         return TaskSpec(
             kind="language",
@@ -111,7 +112,7 @@ def declare(options: Mapping[str, Any]) -> TaskSpec:
             reduce=reduce_guesses,
             in_words=in_words,
             prompt=prompt_ids,
-            targets="label_ids",
+            steps=steps,
             whole_tokenizer=True,
         )
     source = "prompt" if rows == "completion" else "messages"
@@ -133,7 +134,7 @@ def declare(options: Mapping[str, Any]) -> TaskSpec:
         unit_role=source if rows == "completion" else None,
         reduce=reduce_guesses,
         prompt=prompt_ids,
-        targets="label_ids",
+        steps=steps,
         windows=False,
         whole_tokenizer=True,
         undefined={} if answers else {"answer-match": "it needs task.pattern"},

@@ -3,8 +3,9 @@
 Rows: `text` (or `text`, `text_pair`) and `labels`: a list, empty where no label applies, or text that
 `data.label_separator` parts. The model reads one text, or a pair (cut at `model.max_length`, every cut counted; or in
 windows, whose probabilities are averaged), and gives one score per label, the labels in alphabetical order or in that
-of `data.labels`. The sigmoid of a score is the label's probability; training minimizes binary cross-entropy, the mean
-over all decisions (rows × labels), as transformers does for `multi_label_classification`. What is new of the head
+of `data.labels`. The sigmoid of a score is the label's probability; training minimizes the loss that the recipe
+chooses, else binary cross-entropy, the mean over all decisions (rows × labels), as transformers does for
+`multi_label_classification`. What is new of the head
 begins with a probability of 0.1 for its labels.
 
 A row has the labels whose probability reaches their threshold. Option `threshold`:
@@ -23,6 +24,7 @@ label-ranking average precision, macro average precision and macro ROC AUC.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,14 +35,14 @@ from finetune.data.tokenization import Encoded, Encoder
 from finetune.evaluation.sections import Matrix, Section, Table
 from finetune.models.heads import Head
 from finetune.registry import tasks
-from finetune.tasks import Batch, Fitted, Row, TaskSpec
+from finetune.tasks import Batch, Criterion, Fitted, Frequencies, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune.artifacts import FeatureTable
+    from finetune.artifacts import FeatureTable, Split
     from finetune.evaluation.predictions.label_sets import LabelSetPredictions
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
@@ -158,6 +160,12 @@ def fit_decisions(predictions: LabelSetPredictions) -> dict[str, Any]:
     return {"thresholds": dict(zip(predictions.labels, found.tolist(), strict=True))}
 
 
+def frequencies(split: Split, labels: Sequence[str]) -> Frequencies:
+    """Return how many rows have each label."""
+    found = Counter(label for row in split.rows for label in set(row["labels"]))
+    return Frequencies({label: found[label] for label in labels}, len(split.rows))
+
+
 SPEC = TaskSpec(
     kind="labels",
     metrics=(
@@ -172,6 +180,8 @@ SPEC = TaskSpec(
     baselines=("prevalence", "tfidf-one-vs-rest"),
     text_roles=("text", "text_pair"),
     label_role="labels",
+    loss="binary-cross-entropy",
+    frequencies=frequencies,
     describe=describe,
     example=example,
     difficulty=difficulty,
@@ -185,6 +195,8 @@ SPEC = TaskSpec(
 @tasks.register("multi-label", spec=SPEC)
 class MultiLabel:
     """One text, or a pair, and any number of labels out of a fixed list."""
+
+    criterion: Criterion
 
     columns = {"text": Column("text"), "text_pair": Column("text", required=False), "labels": Column("labels")}  # noqa: RUF012 -- read-only
 
@@ -221,18 +233,13 @@ class MultiLabel:
         """Return logits of shape (windows, labels)."""
         return model(**inputs).logits  # type: ignore[no-any-return]
 
-    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
-        """Return summed binary cross-entropy and the number of decisions: rows × labels.
+    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed loss and the number of decisions: rows × labels.
 
         Each window of a row counts as its share of the row, so that a row of three windows, too, is one decision for
         each label.
         """
-        import torch
-
-        targets = batch.targets["labels"]
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(outputs.float(), targets, reduction="none")
-        total, rows = weighted(losses.sum(dim=1), batch)
-        return total, rows * targets.shape[1]
+        return weighted(*self.criterion(outputs.float(), batch.targets["labels"], fitted), batch)
 
     def decode(
         self,

@@ -141,7 +141,8 @@ class QuestionAnswering:
         outside = ~batch.targets["places"][..., None]
         scores = outputs.float().masked_fill(outside, torch.finfo(torch.float32).min)
         losses = torch.nn.functional.cross_entropy(scores, batch.targets["spans"], reduction="none")
-        return weighted(losses.mean(dim=1), batch)
+        per_window = losses.mean(dim=1)
+        return weighted(per_window, torch.ones_like(per_window), batch)
 
     def decode(
         self,

@@ -9,11 +9,8 @@ averaged), and gives one output for each target. It learns the targets standardi
 their standard deviation over the training rows, which stay with the run (`fitted.json`). Everything that it says is in
 the targets' own units again, and no less than `minimum` and no more than `maximum` where they are declared.
 
-Option `loss`, the mean over all scores (rows × targets) of
-
-- `mse` (default): the squared error;
-- `mae`: the absolute error, which outliers move less;
-- `huber`: squared up to `delta` standard deviations, linear beyond (Huber 1964, as in `torch.nn.HuberLoss`).
+Training minimizes the loss that the recipe chooses (`mse`, the default, `mae`, or `huber`, whose `delta` is in standard
+deviations), the mean over all scores (rows × targets).
 
 Metrics, the mean over targets: Pearson's and Spearman's correlation (scipy), R², RMSE and MAE (scikit-learn). A
 quantized model agrees with its original on a row if they differ by at most 5 % of each target's standard deviation.
@@ -24,7 +21,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -32,7 +29,7 @@ from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
 from finetune.models.heads import Head
 from finetune.registry import tasks
-from finetune.tasks import Batch, Fitted, Row, TaskSpec
+from finetune.tasks import Batch, Criterion, Fitted, Row, TaskSpec
 from finetune.tasks.number_reports import details, difficulty, example, sections
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
 
@@ -50,11 +47,10 @@ RESERVED = {
     *("length", "scores", "input_ids", "token_type_ids"),
 }
 SCORE = ("score",)
-DEFAULT_DELTA = 1.0
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for targets that cannot be told apart, an empty range, or a delta that nothing uses."""
+    """Raise ValueError for targets that cannot be told apart, or an empty range."""
     targets, low, high = options["targets"], options["minimum"], options["maximum"]
     bad = [name for name in targets if not name or name in RESERVED or name in TEXT_ROLES or name.startswith("extra:")]
     if not targets or bad or len(set(targets)) < len(targets):
@@ -65,8 +61,6 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     if low is not None and high is not None and low >= high:
         raise ValueError(f"minimum: expected less than the maximum ({high:g}), found {low:g}")
-    if options["delta"] != DEFAULT_DELTA and options["loss"] != "huber":
-        raise ValueError(f"delta: expected only with loss: huber, found it with loss: {options['loss']}")
 
 
 def fit_targets(names: Sequence[str], rows: Iterable[Row]) -> dict[str, Any]:
@@ -97,6 +91,7 @@ def spec_of(options: Mapping[str, Any]) -> TaskSpec:
         baselines=("mean", "tfidf-ridge"),
         text_roles=TEXT_ROLES,
         label_role=targets[0],
+        loss="mse",
         describe=describe,
         example=example,
         difficulty=difficulty,
@@ -111,12 +106,12 @@ def spec_of(options: Mapping[str, Any]) -> TaskSpec:
 class Regression:
     """One text, or a pair, and one number or several."""
 
+    criterion: Criterion
+
     def __init__(
         self,
         *,
         targets: list[str] = ["score"],  # noqa: B006 -- an option's default: never changed
-        loss: Literal["mse", "mae", "huber"] = "mse",
-        delta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEFAULT_DELTA,
         minimum: Annotated[float, Field(allow_inf_nan=False)] | None = None,
         maximum: Annotated[float, Field(allow_inf_nan=False)] | None = None,
     ) -> None:
@@ -126,7 +121,7 @@ class Regression:
             "text_pair": Column("text", required=False),
             **dict.fromkeys(targets, number),
         }
-        self._targets, self._loss, self._delta = tuple(targets), loss, delta
+        self._targets = tuple(targets)
         self._range = (-math.inf if minimum is None else minimum, math.inf if maximum is None else maximum)
 
     def head(self, labels: Sequence[str]) -> Head:  # noqa: ARG002
@@ -167,8 +162,7 @@ class Regression:
         mean, rest = (part.to(outputs.device) for part in in_two_parts(means))
         deviation = deviations.float().to(outputs.device)
         standardized = ((batch.targets["scores"] - mean) + (batch.targets["rests"] - rest)) / deviation
-        total, rows = weighted(self._losses(outputs.float(), standardized).sum(dim=1), batch)
-        return total, rows * len(self._targets)
+        return weighted(*self.criterion(outputs.float(), standardized, fitted), batch)
 
     def decode(
         self,
@@ -200,16 +194,6 @@ class Regression:
             np.array([fitted.get("mean", {}).get(name, 0.0) for name in self._targets]),
             np.array([fitted.get("deviation", {}).get(name, 1.0) for name in self._targets]),
         )
-
-    def _losses(self, said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each score, shape (windows, targets)."""
-        from torch.nn import functional
-
-        if self._loss == "mae":
-            return functional.l1_loss(said, true, reduction="none")
-        if self._loss == "huber":
-            return functional.huber_loss(said, true, reduction="none", delta=self._delta)
-        return functional.mse_loss(said, true, reduction="none")
 
 
 def in_two_parts(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,7 +58,7 @@ SPEC = TaskSpec(
     reduce=reduce_guesses,
     prompt=prompt_ids,
     sized_by=("input_ids", "label_ids"),  # the decoder's padding costs as much as the encoder's
-    targets="label_ids",
+    steps="parts",
     windows=False,
     undefined={
         "answer-match": "it needs a pattern, which this task has not",

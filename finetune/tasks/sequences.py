@@ -39,14 +39,15 @@ def weights_of(features: Sequence[Features]) -> dict[str, torch.Tensor]:
     return {"weights": torch.tensor([row["weight"] for row in features], dtype=torch.float32)}
 
 
-def weighted(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sum of losses of shape (windows,) and the number of rows, each window as its share of its row."""
-    import torch
+def weighted(losses: torch.Tensor, counts: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums of losses and of what they count as, whose first dimension is windows, for whole rows.
 
+    Each window counts as its share of its row.
+    """
     if "weights" not in batch.targets:
-        return losses.sum(), torch.tensor(len(losses), device=losses.device)
-    weights = batch.targets["weights"]
-    return (losses * weights).sum(), weights.sum()
+        return losses.sum(), counts.sum()
+    weights = batch.targets["weights"].reshape(-1, *[1] * (losses.ndim - 1))
+    return (losses * weights).sum(), (counts * weights).sum()
 
 
 def pooled(values: NDArray[Any], features: FeatureTable, rows: Sequence[Row]) -> NDArray[Any]:

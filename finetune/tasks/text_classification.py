@@ -2,12 +2,13 @@
 
 Rows: `text`, `label`; or `text`, `text_pair`, `label`. The model reads one text, or a pair (cut at `model.max_length`,
 every cut counted; or in windows, whose probabilities are averaged) and gives one score per label; training minimizes
-cross-entropy. Metrics are scikit-learn's: accuracy; precision, recall and F1, macro, micro,
-weighted and per label; log loss.
+the loss that the recipe chooses, else cross-entropy. Metrics are scikit-learn's: accuracy; precision, recall and F1,
+macro, micro, weighted and per label; log loss.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,14 @@ from finetune.data.tokenization import Encoded, Encoder
 from finetune.evaluation.sections import Matrix, Section, Table
 from finetune.models.heads import Head
 from finetune.registry import tasks
-from finetune.tasks import Batch, Fitted, Row, TaskSpec
+from finetune.tasks import Batch, Criterion, Fitted, Frequencies, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune.artifacts import FeatureTable
+    from finetune.artifacts import FeatureTable, Split
     from finetune.evaluation.predictions.labels import LabelPredictions
 
 
@@ -78,6 +79,12 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
     ]
 
 
+def frequencies(split: Split, labels: Sequence[str]) -> Frequencies:
+    """Return how many rows have each label."""
+    found = Counter(row["label"] for row in split.rows)
+    return Frequencies({label: found[label] for label in labels}, len(split.rows))
+
+
 SPEC = TaskSpec(
     kind="label",
     metrics=(
@@ -88,6 +95,8 @@ SPEC = TaskSpec(
     baselines=("majority", "tfidf-logreg"),
     text_roles=("text", "text_pair"),
     label_role="label",
+    loss="cross-entropy",
+    frequencies=frequencies,
     describe=describe,
     example=example,
     difficulty=difficulty,
@@ -100,6 +109,8 @@ SPEC = TaskSpec(
 @tasks.register("text-classification", spec=SPEC)
 class TextClassification:
     """One text, or a pair, and one label out of a fixed list."""
+
+    criterion: Criterion
 
     columns = {"text": Column("text"), "text_pair": Column("text", required=False), "label": Column("label")}  # noqa: RUF012 -- read-only
 
@@ -131,13 +142,9 @@ class TextClassification:
         """Return logits of shape (windows, labels)."""
         return model(**inputs).logits  # type: ignore[no-any-return]
 
-    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
-        """Return summed cross-entropy and the number of rows; each window of a row counts as its share of the row."""
-        import torch
-
-        return weighted(
-            torch.nn.functional.cross_entropy(outputs.float(), batch.targets["labels"], reduction="none"), batch
-        )
+    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed loss and the number of rows; each window of a row counts as its share of the row."""
+        return weighted(*self.criterion(outputs.float(), batch.targets["labels"], fitted), batch)
 
     def decode(
         self,

@@ -5,8 +5,8 @@ Rows: `tokens`, `tags` (IOB2; `data.tag_scheme` and the CoNLL source convert oth
 The model gives scores for O and for B- and I- of each type at every token. With `align: first` a word's tag stands at
 its first token (Devlin et al., 2019), with `align: all` at each of its tokens, and the word's probabilities are the
 mean over them; the other tokens have the target -100. Where a long row is read in windows, each token counts in the
-one in which it has most context, in training as in decoding, so that none counts twice. Training minimizes
-cross-entropy, each target counting the same.
+one in which it has most context, in training as in decoding, so that none counts twice. Training minimizes the
+loss that the recipe chooses, else cross-entropy, each target counting the same.
 
 Decoding: `decoding: constrained` takes the most probable tags in which every I- continues an entity of its type
 (Viterbi's algorithm, every allowed step equally likely); `argmax` takes each word's most probable tag, as published
@@ -28,7 +28,7 @@ from finetune.data.tagging import OUTSIDE, entities
 from finetune.data.tokenization import NO_TARGET, Encoded, Encoder, WordWindow, nested
 from finetune.models.heads import Head
 from finetune.registry import tasks
-from finetune.tasks import Batch, Fitted, Row, TaskSpec
+from finetune.tasks import Batch, Criterion, Fitted, Frequencies, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs
 from finetune.tasks.tag_reports import describe, details, difficulty, example, sections
 
@@ -36,8 +36,23 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune.artifacts import FeatureTable
+    from finetune.artifacts import FeatureTable, Split
     from finetune.evaluation.predictions.tags import TagPredictions
+
+
+def tag_names(types: Sequence[str]) -> list[str]:
+    """Return the tags that entity types give, in the order of their indices: O, then B- and I- of each type."""
+    return [OUTSIDE, *(f"{mark}-{kind}" for kind in types for mark in ("B", "I"))]
+
+
+def frequencies(split: Split, labels: Sequence[str]) -> Frequencies:
+    """Return how many targets each tag has; what truncation took has none."""
+    import numpy as np
+
+    names, targets = tag_names(labels), split.features.values("label_ids")
+    counts = np.bincount(targets[targets != NO_TARGET], minlength=len(names))
+    return Frequencies(dict(zip(names, counts.tolist(), strict=True)), int(counts.sum()))
+
 
 SPEC = TaskSpec(
     kind="tags",
@@ -48,6 +63,8 @@ SPEC = TaskSpec(
     baselines=("word-tags",),
     text_roles=("tokens",),
     label_role="tags",
+    loss="cross-entropy",
+    frequencies=frequencies,
     question={"tokens": Column("tokens")},
     describe=describe,
     example=example,
@@ -59,14 +76,11 @@ SPEC = TaskSpec(
 )
 
 
-def tag_names(types: Sequence[str]) -> list[str]:
-    """Return the tags that entity types give, in the order of their indices: O, then B- and I- of each type."""
-    return [OUTSIDE, *(f"{mark}-{kind}" for kind in types for mark in ("B", "I"))]
-
-
 @tasks.register("token-classification", spec=SPEC)
 class TokenClassification:
     """Words, and one tag for each."""
+
+    criterion: Criterion
 
     columns = {"tokens": Column("tokens"), "tags": Column("tags")}  # noqa: RUF012 -- read-only
 
@@ -120,15 +134,12 @@ class TokenClassification:
         """Return logits of shape (windows, length, tags)."""
         return model(**inputs).logits  # type: ignore[no-any-return]
 
-    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
-        """Return summed cross-entropy and the number of targets: of words, or of tokens with `align: all`."""
-        import torch
-
+    def loss(self, outputs: torch.Tensor, batch: Batch, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed loss and the number of targets: of words, or of tokens with `align: all`."""
         labels = batch.targets["labels"]
-        losses = torch.nn.functional.cross_entropy(
-            outputs.float().flatten(0, 1), labels.flatten(), ignore_index=NO_TARGET, reduction="sum"
-        )
-        return losses, (labels != NO_TARGET).sum()
+        wanted = labels != NO_TARGET
+        losses, counts = self.criterion(outputs[wanted].float(), labels[wanted], fitted)
+        return losses.sum(), counts.sum()
 
     def decode(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from finetune.recipe import TrainSection
 
 StepGroup = list[list[int]]  # the micro-batches of one optimizer step, each a list of numbers of windows
+StepKind = Literal["parts", "whole"] | None  # how steps are drawn (`TaskSpec.steps`)
 
 # How many step groups' worth of rows are sorted by length together: enough to keep padding low, few enough that
 # every epoch meets its rows in other company. A small set is cut into pools too, as transformers' sampler does:
 # sorted as a whole, it would have the same batches in every epoch, some of them without a label that goes with length.
 POOL_STEPS = 64
 FEWEST_POOLS = 4
+# What computing one more part of a step costs, in tokens that could be padding instead: little on a processor, while
+# the launches of an accelerator take as long for a few tokens as for thousands
+PART_TOKENS = {"cpu": 100}
+PART_TOKENS_ELSEWHERE = 4000
+WHOLE = 1 << 40
 
 
 class Together:
@@ -60,8 +66,12 @@ class Together:
 class Batches:
     """The order in which a training meets its windows: which step group each optimizer step of each epoch gathers."""
 
-    def __init__(self, together: Together, settings: TrainSection, seed: int) -> None:
+    def __init__(
+        self, together: Together, settings: TrainSection, seed: int, steps: StepKind = None, device: str = "cpu"
+    ) -> None:
+        """Take what shares a micro-batch, the settings, and how steps are drawn (`TaskSpec.steps`) for a device."""
         self.together, self.settings, self._seed = together, settings, seed
+        self._part_tokens = part_tokens(steps, device)
         self._sizes = {"batch_size": settings.batch_size, "accumulation": settings.gradient_accumulation}
         groups = len(together)
         self.total_steps = total_steps(groups, **self._sizes, epochs=settings.epochs, max_steps=settings.max_steps)
@@ -75,24 +85,90 @@ class Batches:
             seed=self._seed,
             epoch=epoch,
             bucket_by_length=self.settings.bucket_by_length,
+            part_tokens=self._part_tokens,
         )
         return [[self.together.windows(micro_batch) for micro_batch in step] for step in steps]
 
 
+def part_tokens(steps: StepKind, device: str) -> int | None:
+    """Return what a part of a step costs on a type of device, in tokens; None: steps hold rows of like length."""
+    if steps is None:
+        return None
+    return WHOLE if steps == "whole" else PART_TOKENS.get(device, PART_TOKENS_ELSEWHERE)
+
+
 def step_groups(
-    lengths: Sequence[int], *, batch_size: int, accumulation: int, seed: int, epoch: int, bucket_by_length: bool = True
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    accumulation: int,
+    seed: int,
+    epoch: int,
+    bucket_by_length: bool = True,
+    part_tokens: int | None = None,
 ) -> list[StepGroup]:
     """Return the optimizer steps of one epoch; every row is in exactly one.
 
     A step group is drawn first and cut into micro-batches after, so that 8×1, 2×4 and 1×8 see the same rows. The
-    same seed and epoch always give the same order; nothing is drawn from a global generator.
+    same seed and epoch always give the same order; nothing is drawn from a global generator. With `part_tokens` the
+    groups are drawn whatever their rows' lengths, and cut where that spares more padding than so many tokens.
     """
-    rows, order = _order(
-        lengths, size=batch_size * accumulation, seed=seed, epoch=epoch, bucket_by_length=bucket_by_length
-    )
-    size = batch_size * accumulation
+    size, in_parts = batch_size * accumulation, bucket_by_length and part_tokens is not None
+    rows, order = _order(lengths, size=size, seed=seed, epoch=epoch, bucket_by_length=bucket_by_length and not in_parts)
+    if in_parts:
+        assert part_tokens is not None
+        parts = parts_of_steps(rows, lengths, size=size, most=batch_size, part_tokens=part_tokens)
+        return [parts[number] for number in order]
     groups = [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
     return [[groups[i][start : start + batch_size] for start in range(0, len(groups[i]), batch_size)] for i in order]
+
+
+def parts_of_steps(
+    rows: NDArray[Any], lengths: Sequence[int] | NDArray[Any], *, size: int, most: int, part_tokens: int
+) -> list[StepGroup]:
+    """Cut each step of `size` rows into parts of at most `most`, rows of like length together, for the least cost.
+
+    A part costs its rows times the longest of them, and `part_tokens`; the steps' least costs are found together, by
+    dynamic programming over their rows in the order of length.
+    """
+    import numpy as np
+
+    known = np.asarray(lengths, dtype=np.int64)
+    whole = len(rows) // size
+    steps = [rows[: whole * size].reshape(whole, size), rows[whole * size :].reshape(1, -1)]
+    found: list[StepGroup] = []
+    for group in steps:
+        if not group.size:
+            continue
+        ordered = np.take_along_axis(group, np.argsort(known[group], axis=1, kind="stable"), axis=1)
+        starts = _cheapest_starts(known[ordered], most, part_tokens)
+        found += [_cut(step, own) for step, own in zip(ordered.tolist(), starts.tolist(), strict=True)]
+    return found
+
+
+def _cheapest_starts(lengths: NDArray[Any], most: int, part_tokens: int) -> NDArray[Any]:
+    """Return for each step and each end where the part that ends there begins; lengths rise, shape (steps, rows)."""
+    import numpy as np
+
+    steps, size = lengths.shape
+    costs = np.zeros((steps, size + 1), dtype=np.int64)
+    starts = np.zeros((steps, size + 1), dtype=np.int64)
+    for end in range(1, size + 1):
+        begins = np.arange(max(0, end - most), end)
+        tried = costs[:, begins] + (end - begins) * lengths[:, end - 1 : end]
+        chosen = tried.argmin(axis=1)
+        costs[:, end] = np.take_along_axis(tried, chosen[:, None], axis=1)[:, 0] + part_tokens
+        starts[:, end] = begins[chosen]
+    return starts
+
+
+def _cut(step: list[int], starts: list[int]) -> StepGroup:
+    """Return a step's parts, the longest first, so that a lack of memory shows at once."""
+    parts, end = [], len(step)
+    while end:
+        parts.append(step[starts[end] : end])
+        end = starts[end]
+    return parts
 
 
 def _order(
@@ -112,18 +188,31 @@ def _order(
 
 
 def padding_share(
-    lengths: NDArray[Any], *, batch_size: int, accumulation: int, seed: int, bucket_by_length: bool
+    lengths: NDArray[Any],
+    *,
+    batch_size: int,
+    accumulation: int,
+    seed: int,
+    bucket_by_length: bool,
+    part_tokens: int | None = None,
 ) -> float:
     """Return which share of the numbers that the model is given in the first epoch is padding (0 to 1)."""
     import numpy as np
 
     if not len(lengths):
         return 0.0
-    size = batch_size * accumulation
-    rows, _ = _order(lengths, size=size, seed=seed, epoch=0, bucket_by_length=bucket_by_length)
-    starts = np.unique(np.concatenate([np.arange(offset, len(rows), size) for offset in range(0, size, batch_size)]))
-    longest = np.maximum.reduceat(lengths[rows], starts).astype(np.int64)
-    padded = int((longest * np.diff([*starts, len(rows)])).sum())
+    size, in_parts = batch_size * accumulation, bucket_by_length and part_tokens is not None
+    rows, _ = _order(lengths, size=size, seed=seed, epoch=0, bucket_by_length=bucket_by_length and not in_parts)
+    if in_parts:
+        assert part_tokens is not None
+        steps = parts_of_steps(rows, lengths, size=size, most=batch_size, part_tokens=part_tokens)
+        padded = sum(len(part) * int(lengths[part].max()) for step in steps for part in step)
+    else:
+        starts = np.unique(
+            np.concatenate([np.arange(offset, len(rows), size) for offset in range(0, size, batch_size)])
+        )
+        longest = np.maximum.reduceat(lengths[rows], starts).astype(np.int64)
+        padded = int((longest * np.diff([*starts, len(rows)])).sum())
     return round(1 - int(lengths.sum()) / padded, 6) if padded else 0.0
 
 

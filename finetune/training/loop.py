@@ -53,10 +53,7 @@ class Step:
 class Learner:
     """The things that change while training: model and optimizer, as Accelerate prepared them.
 
-    `fitted` is what was fitted on the training rows for the task's loss. With `targets_per_window`, the mean number of
-    targets of a training window, a step's loss is divided by as many as its windows have on average, not by as many as
-    they have. Batches hold rows of like length: divided by its own few targets, a step of short rows would let each of
-    them count more than one of long rows does.
+    `fitted` is what was fitted on the training rows for the task's loss.
     """
 
     accelerator: Accelerator
@@ -67,7 +64,6 @@ class Learner:
     tokenizer: Any
     fitted: Mapping[str, Any] = field(default_factory=dict)
     draws: bool = False
-    targets_per_window: float | None = None
 
 
 def optimizer_steps(
@@ -169,8 +165,7 @@ def _accumulate(
         count += float(targets)
     gradients = [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
     if count:
-        expected = learner.targets_per_window
-        torch._foreach_div_(gradients, count if expected is None else expected * sum(map(len, group)))
+        torch._foreach_div_(gradients, count)
     return (loss_sum / count if count else 0.0), tokens
 
 

@@ -43,7 +43,7 @@ def padding_of(one: Planned, *parts: str) -> float:
     """Return the share of padding in the first epoch, in each part of a window padded to the longest."""
     given, read = 0, 0
     features = list(one.data.split("train").features)
-    for step in batches_of(one.recipe, one.data.split("train").features, one.estimate.spec).epoch(0):
+    for step in batches_of(one.recipe, one.data.split("train").features, one.estimate.spec, "cpu").epoch(0):
         for micro_batch in step:
             for part in parts:
                 lengths = [len(features[window][part]) for window in micro_batch]

@@ -65,6 +65,14 @@ def _pairs() -> list[dict[str, Any]]:
     ]
 
 
+def _several() -> list[dict[str, Any]]:
+    labels = {word: label for label, words in LABEL_WORDS.items() for word in words}
+    return [
+        {"text": row["body"], "labels": sorted({labels[word] for word in row["body"].split() if word in labels})[:2]}
+        for row in make_rows()
+    ]
+
+
 def _numbered() -> list[dict[str, Any]]:
     return [{"text": row["body"], "score": float(len(row["body"]))} for row in make_rows()]
 
@@ -86,6 +94,7 @@ class Kind:
 KINDS = {
     "text-classification": Kind({}, "bert", make_rows, {"text": "body", "label": "intent"}),
     "token-classification": Kind({}, "bert", _tagged),
+    "multi-label": Kind({}, "bert", _several),
     "regression": Kind({}, "bert", _numbered),
     "ranking": Kind({}, "pairs", _ranked),
     "embedding": Kind({}, "bert", _pairs),

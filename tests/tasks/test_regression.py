@@ -62,9 +62,11 @@ def fitted_on(rows: Rows, targets: Sequence[str] = TWO) -> dict[str, Any]:
     return spec.fit_targets(rows)
 
 
-def make_learner(folder: Path, rows: Rows, targets: Sequence[str] = TWO, **options: Any) -> Learner:
+def make_learner(
+    folder: Path, rows: Rows, targets: Sequence[str] = TWO, loss: tuple[str, dict[str, Any]] | None = None
+) -> Learner:
     torch.manual_seed(3)
-    task, _ = open_task("regression", {"targets": list(targets), **options})
+    task, _ = open_task("regression", {"targets": list(targets)}, loss)
     loaded = load_model(folder, task.head([]), ModelSettings())
     freezing = apply_freezing(loaded.model, "none", {}, loaded.new_parameters)
     accelerator = Runtime(device="cpu").accelerator()
@@ -123,19 +125,19 @@ def test_nothing_fitted_yet_means_scores_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "reference"),
+    ("loss", "reference"),
     [
-        ({"loss": "mse"}, torch.nn.MSELoss(reduction="sum")),
-        ({"loss": "mae"}, torch.nn.L1Loss(reduction="sum")),
-        ({"loss": "huber"}, torch.nn.HuberLoss(reduction="sum")),
-        ({"loss": "huber", "delta": 0.3}, torch.nn.HuberLoss(reduction="sum", delta=0.3)),
+        (None, torch.nn.MSELoss(reduction="sum")),
+        (("mae", {}), torch.nn.L1Loss(reduction="sum")),
+        (("huber", {}), torch.nn.HuberLoss(reduction="sum")),
+        (("huber", {"delta": 0.3}), torch.nn.HuberLoss(reduction="sum", delta=0.3)),
     ],
 )
 def test_the_loss_is_torchs_on_standardized_scores_in_single_precision(
-    still_model: Path, options: dict[str, Any], reference: torch.nn.Module
+    still_model: Path, loss: tuple[str, dict[str, Any]] | None, reference: torch.nn.Module
 ) -> None:
     rows = scored_rows(7)
-    learner = make_learner(still_model, rows, **options)
+    learner = make_learner(still_model, rows, loss=loss)
     batch = learner.task.collate(list(features_of(still_model, rows, Limits(32))), learner.tokenizer)
     outputs = learner.task.forward(learner.model, batch.inputs)
     assert outputs.shape == (7, 2)
@@ -240,7 +242,7 @@ def test_training_on_other_units_says_the_same_in_those_units(still_model: Path,
     moved: Rows = [{**row, "worth": 1000 * row["worth"] + 7} for row in rows]
     said = []
     for given in (rows, moved):
-        learner = make_learner(still_model, given, ["worth"], loss=loss)
+        learner = make_learner(still_model, given, ["worth"], (loss, {}))
         take_steps(learner, features_of(still_model, given, Limits(32), ["worth"]), 6, 8)
         said.append(answers(learner, still_model, given, Limits(32), ["worth"]).values)
     assert np.ptp(said[0]) > 0

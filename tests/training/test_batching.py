@@ -9,7 +9,16 @@ import pytest
 
 from finetune.artifacts import feature_table
 from finetune.recipe import TrainSection
-from finetune.training.batching import Batches, Together, evaluation_batches, step_groups, total_steps
+from finetune.training.batching import (
+    Batches,
+    StepKind,
+    Together,
+    evaluation_batches,
+    padding_share,
+    part_tokens,
+    step_groups,
+    total_steps,
+)
 
 GENERATOR = random.Random(2)
 LENGTHS = [GENERATOR.randint(3, 80) for _ in range(1000)]
@@ -108,12 +117,86 @@ def test_without_keys_each_window_stands_for_itself() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Steps that are drawn whatever their rows' lengths, and computed in parts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def in_parts(lengths: list[int], size: int, cost: int, accumulation: int = 1, epoch: int = 0) -> list[list[list[int]]]:
+    return step_groups(lengths, batch_size=size, accumulation=accumulation, seed=1, epoch=epoch, part_tokens=cost)
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(32, 1), (8, 4), (7, 3), (5000, 1)])
+def test_steps_in_parts_have_the_rows_of_steps_that_were_not_sorted(size: int, accumulation: int) -> None:
+    plain = step_groups(LENGTHS, batch_size=size, accumulation=accumulation, seed=1, epoch=3, bucket_by_length=False)
+    parts = in_parts(LENGTHS, size, 50, accumulation, epoch=3)
+    assert [sorted(flat([step])) for step in parts] == [sorted(flat([step])) for step in plain]
+    assert all(len(part) <= size for part in flat_batches(parts))
+
+
+def cost_of(step: list[list[int]], lengths: list[int], part_tokens: int) -> int:
+    return sum(len(part) * max(lengths[row] for row in part) + part_tokens for part in step)
+
+
+@pytest.mark.parametrize("most", [3, 8])
+@pytest.mark.parametrize("part_tokens", [0, 7, 25, 1000])
+def test_no_other_parts_of_a_step_cost_less(most: int, part_tokens: int) -> None:
+    lengths = [GENERATOR.randint(1, 30) for _ in range(8)]
+    ordered = sorted(range(8), key=lengths.__getitem__)
+    best = min(
+        cost_of(parts, lengths, part_tokens)
+        for cuts in range(2**7)
+        for parts in [cut_at(ordered, [place + 1 for place in range(7) if cuts >> place & 1])]
+        if max(map(len, parts)) <= most
+    )
+    (step,) = step_groups(
+        lengths, batch_size=most, accumulation=-(-8 // most), seed=1, epoch=0, part_tokens=part_tokens
+    )
+    assert cost_of(step, lengths, part_tokens) == best
+
+
+def cut_at(rows: list[int], places: list[int]) -> list[list[int]]:
+    return [rows[start:end] for start, end in zip([0, *places], [*places, len(rows)], strict=True)]
+
+
+def test_parts_spare_padding_and_a_part_that_costs_much_is_the_whole_step() -> None:
+    assert padding(in_parts(LENGTHS, 32, 0)) == 0
+    assert padding(in_parts(LENGTHS, 32, 100)) < 0.18
+    assert padding(step_groups(LENGTHS, batch_size=32, accumulation=1, seed=1, epoch=0, bucket_by_length=False)) > 0.4
+    assert {len(step) for step in in_parts(LENGTHS, 32, 1 << 40)} == {1}
+    assert sorted(len(step) for step in in_parts(LENGTHS, 8, 1 << 40, accumulation=4)) == [1] + [4] * 31
+
+
+def test_the_parts_of_a_step_begin_with_the_longest() -> None:
+    for step in in_parts(LENGTHS, 64, 100):
+        longest = [max(LENGTHS[row] for row in part) for part in step]
+        assert longest == sorted(longest, reverse=True)
+
+
+def test_what_a_part_costs_follows_from_the_task_and_the_device() -> None:
+    assert part_tokens(None, "cpu") is None
+    assert part_tokens("parts", "cpu") == 100
+    assert part_tokens("parts", "cuda") == part_tokens("parts", "mps") == 4000
+    assert padding(drawn(Together(LENGTHS), steps="whole", batch_size=8).epoch(0)) > 0.4
+    assert padding(drawn(Together(LENGTHS), steps="parts", batch_size=64).epoch(0)) < 0.15
+    assert padding(drawn(Together(LENGTHS), steps="parts", batch_size=64, bucket_by_length=False).epoch(0)) > 0.4
+
+
+@pytest.mark.parametrize("bucketed", [True, False])
+@pytest.mark.parametrize("cost", [None, 0, 60])
+def test_the_share_of_padding_is_that_of_the_steps(cost: int | None, bucketed: bool) -> None:
+    settings = {"batch_size": 12, "accumulation": 2, "seed": 4}
+    found = padding_share(np.array(LENGTHS), **settings, bucket_by_length=bucketed, part_tokens=cost)
+    steps = step_groups(LENGTHS, **settings, epoch=0, bucket_by_length=bucketed, part_tokens=cost)
+    assert found == pytest.approx(padding(steps), abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Whole trainings
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def drawn(together: Together, seed: int = 1, **settings: object) -> Batches:
-    return Batches(together, TrainSection.model_validate(settings), seed)
+def drawn(together: Together, seed: int = 1, steps: StepKind = None, **settings: object) -> Batches:
+    return Batches(together, TrainSection.model_validate(settings), seed, steps)
 
 
 def test_batches_are_the_steps_of_each_epoch_as_the_settings_cut_them() -> None:

@@ -40,7 +40,7 @@ def trained(plans: Plans, kind: str, *, twice: bool, **sections: Any) -> tuple[l
     steps = optimizer_steps(
         learner,
         features,
-        batches_of(recipe, features, spec).epoch,
+        batches_of(recipe, features, spec, "cpu").epoch,
         learning_rate=5e-3,
         schedule=lambda *_: 1.0,
         total_steps=4,
