@@ -482,7 +482,8 @@ class TrainSection(Section):
 
     With `gradient_checkpointing` the layers' activations are computed again in the backward pass instead of being kept
     (Chen et al. 2016): the same gradients with less memory, for about a third more time. With `layer_decay` below 1
-    each layer learns at so much of the rate of the one above it, the embeddings slowest.
+    each layer learns at so much of the rate of the one above it, the embeddings slowest. `sampling: balanced` draws
+    rows of each class equally often.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 3
@@ -501,6 +502,7 @@ class TrainSection(Section):
     save_every: Annotated[int, Field(ge=1)] | None = None
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     bucket_by_length: bool = True
+    sampling: Literal["all", "balanced"] = "all"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -776,6 +778,11 @@ class Recipe(Section):
             yield ("generation", "validation_rows"), message
         if self.train.loss is not None and (message := _unfit(self.train.loss.name, spec.loss, name)):
             yield ("train", "loss"), message
+        if self.train.sampling == "balanced" and spec.class_id is None:
+            yield ("train", "sampling"), f"balanced is for tasks with one label a row, and {name} has none; remove it"
+        elif self.train.sampling == "balanced" and self.model.overflow == "window":
+            message = "balanced sampling would draw the windows of a row apart; remove it, or set model.overflow"
+            yield ("train", "sampling"), message
         if self.train.gradient_accumulation > 1 and not spec.adds_up:
             message = (
                 "expected 1, since this loss compares each row with the others of its batch and does not add up over "

@@ -39,7 +39,7 @@ from finetune.recipe import EarlyStopping, Recipe, is_written
 from finetune.reports.plots import plot_loss_curve
 from finetune.runtime import Runtime
 from finetune.tasks import save_extras
-from finetune.training.batching import Batches, Together
+from finetune.training.batching import Batches
 from finetune.training.checkpoints import (
     TrainingState,
     latest_checkpoint,
@@ -166,10 +166,10 @@ class _Training:
         self.checkpoints = folder / "checkpoints"
         self.patience = _Patience(self.settings.early_stopping)
         self.state = TrainingState()
-        features = self.rows.features
-        together = Together(features.lengths_of(self.spec.sized_by), features.keys(self.spec.together))
         device = self.learner.accelerator.device.type
-        self.batches = Batches(together, self.settings, recipe.seed, self.spec.steps, device)
+        self.batches = Batches.of(recipe, self.rows.features, self.spec, device)
+        if sampling := self.batches.describe_sampling(data.labels):
+            progress.note(sampling)
         self.total_steps = self.batches.total_steps
 
     def run(self) -> None:

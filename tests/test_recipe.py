@@ -487,6 +487,7 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
             "early_stopping": {"metric": "loss", "min_delta": 0.0},
             "eval_batch_size": 64,
             "bucket_by_length": True,
+            "sampling": "all",
             "device": "auto",
             "precision": "auto",
         },

@@ -15,7 +15,7 @@ from finetune.learners import open_learner, predictor_of
 from finetune.models.freezing import Freezing
 from finetune.progress import Silent
 from finetune.runtime import Runtime
-from finetune.training.batching import Batches, StepGroup, Together
+from finetune.training.batching import Batches, StepGroup
 from finetune.training.loop import Learner, optimizer_steps, training_batch
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def estimate_memory(
         plain = Runtime("cpu", runtime.threads, precision, runtime.allow_code)
         learner, spec = open_learner(recipe, data, plain, progress or Silent(), shapes)
         features = data.split("train").features
-        batches = batches_of(recipe, features, spec, runtime.torch_device().type)
+        batches = Batches.of(recipe, features, spec, runtime.torch_device().type)
         step = largest_step(batches, features.lengths_of(spec.sized_by), longest)
         parts = _parts(recipe, data, learner, spec, step, shapes)
         ids = training_batch(learner, features, step[0], (recipe.seed, 0) if spec.draws else None).inputs
@@ -140,12 +140,6 @@ def _parts(
 def _merging(recipe: Recipe, weights: int) -> int:
     """Return what the check of a merged model needs, which is made of a copy at the end of training."""
     return weights if recipe.adapter is not None and not recipe.adapter.bits else 0
-
-
-def batches_of(recipe: Recipe, features: FeatureTable, spec: TaskSpec, device: str) -> Batches:
-    """Return the order in which training would meet these windows."""
-    together = Together(features.lengths_of(spec.sized_by), features.keys(spec.together))
-    return Batches(together, recipe.train, recipe.seed, spec.steps, device)
 
 
 def largest_step(batches: Batches, sizes: Sequence[int], longest: int | None = None) -> StepGroup:

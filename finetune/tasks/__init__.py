@@ -105,6 +105,8 @@ class TaskSpec:
     (both of predictions, the answer's number and its row); `difficulty` orders the examples, the worst highest.
     `details` adds keys to the JSON report, and `sections` makes tables and pictures of that report.
 
+    The feature `class_id` is each row's class, by which what is learned from may be balanced.
+
     `loss` is the default of tasks whose loss a recipe may choose, from those that are for the same targets; the others
     have their own. `frequencies` counts what such a loss may have to know of the training rows.
 
@@ -135,6 +137,7 @@ class TaskSpec:
     unit: Literal["row", "document", "query", "source"] = "row"
     unit_role: str | None = None
     question: Mapping[str, Column] | None = None
+    class_id: str | None = None
     loss: str | None = None
     frequencies: Callable[[Split, Sequence[str]], Frequencies] | None = None
     fit_targets: Callable[[Iterable[Row]], dict[str, Any]] | None = None

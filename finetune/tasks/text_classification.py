@@ -95,6 +95,7 @@ SPEC = TaskSpec(
     baselines=("majority", "tfidf-logreg"),
     text_roles=("text", "text_pair"),
     label_role="label",
+    class_id="label_id",
     loss="cross-entropy",
     frequencies=frequencies,
     describe=describe,

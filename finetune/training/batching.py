@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-    from finetune.recipe import TrainSection
+    from finetune.artifacts import FeatureTable
+    from finetune.recipe import Recipe, TrainSection
+    from finetune.tasks import TaskSpec
 
 StepGroup = list[list[int]]  # the micro-batches of one optimizer step, each a list of numbers of windows
 StepKind = Literal["parts", "whole"] | None  # how steps are drawn (`TaskSpec.steps`)
@@ -67,15 +70,48 @@ class Batches:
     """The order in which a training meets its windows: which step group each optimizer step of each epoch gathers."""
 
     def __init__(
-        self, together: Together, settings: TrainSection, seed: int, steps: StepKind = None, device: str = "cpu"
+        self,
+        together: Together,
+        settings: TrainSection,
+        seed: int,
+        steps: StepKind = None,
+        device: str = "cpu",
+        classes: NDArray[Any] | None = None,
     ) -> None:
-        """Take what shares a micro-batch, the settings, and how steps are drawn (`TaskSpec.steps`) for a device."""
-        self.together, self.settings, self._seed = together, settings, seed
+        """Take what shares a micro-batch, the settings, and how steps are drawn (`TaskSpec.steps`) for a device.
+
+        With `classes`, the class of each group, every epoch has as many rows as there are, of each class equally many.
+        """
+        self.together, self.settings, self._seed, self._classes = together, settings, seed, classes
         self._part_tokens = part_tokens(steps, device)
         self._sizes = {"batch_size": settings.batch_size, "accumulation": settings.gradient_accumulation}
         groups = len(together)
         self.total_steps = total_steps(groups, **self._sizes, epochs=settings.epochs, max_steps=settings.max_steps)
         self.steps_per_epoch = total_steps(groups, **self._sizes, epochs=1, max_steps=None)
+
+    @classmethod
+    def of(cls, recipe: Recipe, features: FeatureTable, spec: TaskSpec, device: str) -> Batches:
+        """Return the order in which a recipe's training meets these windows."""
+        together = Together(features.lengths_of(spec.sized_by), features.keys(spec.together))
+        balanced = recipe.train.sampling == "balanced" and spec.class_id is not None
+        classes = features.first_of_rows(spec.class_id) if balanced and spec.class_id else None
+        return cls(together, recipe.train, recipe.seed, spec.steps, device, classes)
+
+    def describe_sampling(self, labels: Sequence[str]) -> str:
+        """Return in a sentence how often rows come in an epoch, if classes are balanced; else nothing."""
+        if self._classes is None:
+            return ""
+        import numpy as np
+
+        there, counts = np.unique(self._classes, return_counts=True)
+        places = len(self._classes) / len(there)
+        few, many = int(counts.argmin()), int(counts.argmax())
+        named = [f"{labels[there[place]]!r} has {counts[place]:,}" for place in dict.fromkeys((few, many))]
+        return (
+            f"balanced sampling: in an epoch each of {len(there)} labels fills about {places:,.0f} places; "
+            f"{' and '.join(named)} training rows, of which each comes {places / counts[few]:.3g} times"
+            + (f" and {places / counts[many]:.3g} times" if few != many else "")
+        )
 
     def epoch(self, epoch: int) -> list[StepGroup]:
         """Return the windows of each micro-batch of each optimizer step of one epoch."""
@@ -86,6 +122,7 @@ class Batches:
             epoch=epoch,
             bucket_by_length=self.settings.bucket_by_length,
             part_tokens=self._part_tokens,
+            classes=self._classes,
         )
         return [[self.together.windows(micro_batch) for micro_batch in step] for step in steps]
 
@@ -106,15 +143,17 @@ def step_groups(
     epoch: int,
     bucket_by_length: bool = True,
     part_tokens: int | None = None,
+    classes: NDArray[Any] | None = None,
 ) -> list[StepGroup]:
-    """Return the optimizer steps of one epoch; every row is in exactly one.
+    """Return the optimizer steps of one epoch; every row is in exactly one, unless `classes` are to be balanced.
 
     A step group is drawn first and cut into micro-batches after, so that 8×1, 2×4 and 1×8 see the same rows. The
     same seed and epoch always give the same order; nothing is drawn from a global generator. With `part_tokens` the
     groups are drawn whatever their rows' lengths, and cut where that spares more padding than so many tokens.
     """
     size, in_parts = batch_size * accumulation, bucket_by_length and part_tokens is not None
-    rows, order = _order(lengths, size=size, seed=seed, epoch=epoch, bucket_by_length=bucket_by_length and not in_parts)
+    pooled = bucket_by_length and not in_parts
+    rows, order = _order(lengths, size=size, seed=seed, epoch=epoch, bucket_by_length=pooled, classes=classes)
     if in_parts:
         assert part_tokens is not None
         parts = parts_of_steps(rows, lengths, size=size, most=batch_size, part_tokens=part_tokens)
@@ -172,19 +211,43 @@ def _cut(step: list[int], starts: list[int]) -> StepGroup:
 
 
 def _order(
-    lengths: Sequence[int] | NDArray[Any], *, size: int, seed: int, epoch: int, bucket_by_length: bool
+    lengths: Sequence[int] | NDArray[Any],
+    *,
+    size: int,
+    seed: int,
+    epoch: int,
+    bucket_by_length: bool,
+    classes: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the rows in the order in which they are cut into step groups, and the order of the groups."""
     import numpy as np
 
     generator = np.random.default_rng([seed, epoch])
-    rows = generator.permutation(len(lengths))
+    rows = generator.permutation(len(lengths)) if classes is None else _balanced(classes, generator)
     if bucket_by_length:
         steps = math.ceil(len(lengths) / size)
         pool = size * max(1, min(POOL_STEPS, steps // FEWEST_POOLS))
         known = np.asarray(lengths)
         rows = np.concatenate([_by_length(rows[start : start + pool], known) for start in range(0, len(rows), pool)])
     return rows, generator.permutation(-(-len(rows) // size))
+
+
+def _balanced(classes: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+    """Return as many rows as there are, each class equally often, in random order.
+
+    No row of a class comes again before all the others have; which ones come once more is drawn anew in each epoch.
+    """
+    import numpy as np
+
+    there = np.unique(classes)
+    places = np.full(len(there), len(classes) // len(there))
+    places[generator.permutation(len(there))[: len(classes) % len(there)]] += 1
+    drawn = []
+    for one, wanted in zip(there, places, strict=True):
+        own = np.flatnonzero(classes == one)
+        rounds = [generator.permutation(own) for _ in range(-(-int(wanted) // len(own)))]
+        drawn.append(np.concatenate([np.zeros(0, np.int64), *rounds])[:wanted])
+    return generator.permutation(np.concatenate(drawn))
 
 
 def padding_share(

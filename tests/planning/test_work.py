@@ -14,10 +14,11 @@ from safetensors import safe_open
 from finetune import train as stage
 from finetune.artifacts import PreparedData, partial_folder
 from finetune.planning import work
-from finetune.planning.memory import Estimate, batches_of
+from finetune.planning.memory import Estimate
 from finetune.planning.work import count_disk, count_work, evenly
 from finetune.recipe import Recipe
 from finetune.train import train
+from finetune.training.batching import Batches
 from tests.planning.world import CPU, Plans
 
 CLASSIFYING = "text-classification"
@@ -43,7 +44,7 @@ def padding_of(one: Planned, *parts: str) -> float:
     """Return the share of padding in the first epoch, in each part of a window padded to the longest."""
     given, read = 0, 0
     features = list(one.data.split("train").features)
-    for step in batches_of(one.recipe, one.data.split("train").features, one.estimate.spec, "cpu").epoch(0):
+    for step in Batches.of(one.recipe, one.data.split("train").features, one.estimate.spec, "cpu").epoch(0):
         for micro_batch in step:
             for part in parts:
                 lengths = [len(features[window][part]) for window in micro_batch]

@@ -253,3 +253,44 @@ def test_windows_of_like_source_and_target_share_a_batch() -> None:
 
     assert padded("input_ids", "label_ids") < 0.1
     assert padded("input_ids") > 0.3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Balanced classes
+# ---------------------------------------------------------------------------------------------------------------------
+
+CLASSES = np.array([0] * 700 + [1] * 7 + [3] * 293)  # none of class 2
+
+
+@pytest.mark.parametrize("cost", [None, 40])
+@pytest.mark.parametrize("bucketed", [True, False])
+def test_an_epoch_has_as_many_rows_and_of_each_class_equally_many(bucketed: bool, cost: int | None) -> None:
+    steps = step_groups(
+        LENGTHS, batch_size=8, accumulation=2, seed=1, epoch=0, bucket_by_length=bucketed, part_tokens=cost,
+        classes=CLASSES,
+    )  # fmt: skip
+    rows = np.array(flat(steps))
+    assert len(rows) == 1000
+    assert sorted(np.bincount(CLASSES[rows]).tolist()) == [0, 333, 333, 334]
+
+
+def test_no_row_comes_again_before_the_others_of_its_class_and_each_epoch_draws_others() -> None:
+    def times(epoch: int) -> np.ndarray:
+        settings = {"batch_size": 8, "accumulation": 1, "seed": 1}
+        return np.bincount(flat(step_groups(LENGTHS, **settings, epoch=epoch, classes=CLASSES)), minlength=1000)
+
+    first, second = times(0), times(1)
+    for one, often in ((0, {0, 1}), (1, {47, 48}), (3, {1, 2})):
+        assert set(first[one == CLASSES].tolist()) == often
+    assert (first != second).any()
+    assert (first == times(0)).all()
+
+
+def test_balanced_sampling_says_how_often_rows_come() -> None:
+    together = Together([3] * 1000)
+    batches = Batches(together, TrainSection(), 1, classes=CLASSES)
+    assert batches.describe_sampling(["a", "b", "c", "d"]) == (
+        "balanced sampling: in an epoch each of 3 labels fills about 333 places; 'b' has 7 and 'a' has 700 training "
+        "rows, of which each comes 47.6 times and 0.476 times"
+    )
+    assert Batches(together, TrainSection(), 1).describe_sampling(["a"]) == ""

@@ -13,10 +13,11 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from finetune import registry
 from finetune.data.tokenization import NO_TARGET
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.learners import open_learner
 from finetune.progress import Silent
-from finetune.training.batching import step_groups
+from finetune.tasks import open_task
+from finetune.training.batching import Batches, step_groups
 from finetune.training.loop import Learner, optimizer_steps, training_batch
 from tests.planning.world import CPU, Plans
 
@@ -141,3 +142,29 @@ def test_what_was_fitted_is_kept_with_the_run_and_shown_by_its_files(plans: Plan
     stored = json.loads((run.folder / FITTED).read_text())
     assert set(stored["class_weights"]) == set(plans.data(recipe).labels)
     assert run.recipe.train.loss == recipe.train.loss
+
+
+def test_balanced_sampling_is_of_the_labels_of_the_training_rows(plans: Plans) -> None:
+    recipe = plans.recipe("text-classification", train={"sampling": "balanced"})
+    split = plans.data(recipe).split("train")
+    _, spec = open_task("text-classification", {})
+    rows = [row for step in Batches.of(recipe, split.features, spec, "cpu").epoch(0) for part in step for row in part]
+    labels = [row["label"] for row in split.rows]
+    drawn = Counter(labels[row] for row in rows)
+    assert len(rows) == len(labels)
+    assert max(drawn.values()) - min(drawn.values()) <= 1
+    assert max(Counter(labels).values()) - min(Counter(labels).values()) > 1
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "message"),
+    [
+        ("multi-label", {}, "balanced is for tasks with one label a row, and multi-label has none"),
+        ("text-classification", {"overflow": "window"}, "would draw the windows of a row apart"),
+    ],
+)
+def test_balanced_sampling_is_refused_where_it_has_no_meaning(
+    plans: Plans, task: str, model: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        plans.recipe(task, model=model, train={"sampling": "balanced"})

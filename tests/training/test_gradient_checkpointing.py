@@ -10,8 +10,8 @@ import torch
 from finetune.errors import FinetuneError
 from finetune.learners import open_learner
 from finetune.pipeline import Job
-from finetune.planning.memory import batches_of
 from finetune.progress import Silent
+from finetune.training.batching import Batches
 from finetune.training.loop import Step, optimizer_steps
 from tests.planning.world import CPU, Plans, old_model
 
@@ -40,7 +40,7 @@ def trained(plans: Plans, kind: str, *, twice: bool, **sections: Any) -> tuple[l
     steps = optimizer_steps(
         learner,
         features,
-        batches_of(recipe, features, spec, "cpu").epoch,
+        Batches.of(recipe, features, spec, "cpu").epoch,
         learning_rate=5e-3,
         schedule=lambda *_: 1.0,
         total_steps=4,
