@@ -419,6 +419,10 @@ class Split:
     features: FeatureTable
     files: list[str] | None = None  # if they came from several
 
+    def place(self, row: int) -> str:
+        """Return where a row came from, as messages say it."""
+        return f"{f'{self.files[row]} ' if self.files else ''}line {self.lines[row]}"
+
     def __len__(self) -> int:
         return len(self.rows)
 

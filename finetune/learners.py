@@ -28,8 +28,10 @@ from finetune.progress import Progress
 from finetune.recipe import Recipe
 from finetune.runtime import Runtime
 from finetune.tasks import TaskSpec, check_model, end_ids, open_task, prepare_tokenizer, reads_words
+from finetune.training.averaging import MovingAverage
 from finetune.training.loop import Learner
 from finetune.training.optimizers import give_rates
+from finetune.training.penalties import Penalty
 
 if TYPE_CHECKING:
     from finetune.training.shapes import Shapes
@@ -86,9 +88,11 @@ def open_learner(
     give_rates(optimizer, model, freezing.rates)
     # shapes lie on no device, and cannot be moved
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=[shapes is None] * 2)
+    penalty = Penalty(model, recipe.train.penalty) if recipe.train.penalty else None
+    average = MovingAverage(accelerator.unwrap_model(model), recipe.train.ema) if recipe.train.ema else None
     rows = data.split("train")
     fitted = {**(spec.fit_targets(rows.rows) if spec.fit_targets else {}), **_fit_loss(recipe, spec, data)}
-    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws), spec
+    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws, penalty, average), spec
 
 
 def _fit_loss(recipe: Recipe, spec: TaskSpec, data: PreparedData) -> dict[str, Any]:

@@ -477,6 +477,20 @@ class EarlyStopping(Section):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
+class PenaltySection(Section):
+    """Terms for the size of the weights, or for their distance from where training began."""
+
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    around: Literal["zero", "start"] = "zero"
+
+    @model_validator(mode="after")
+    def _is_one(self) -> PenaltySection:
+        if not self.l1 and not self.l2:
+            raise ValueError("expected `l1` or `l2` above 0, found neither; remove it, or set one")
+        return self
+
+
 class TrainSection(Section):
     """The training loop.
 
@@ -484,6 +498,10 @@ class TrainSection(Section):
     (Chen et al. 2016): the same gradients with less memory, for about a third more time. With `layer_decay` below 1
     each layer learns at so much of the rate of the one above it, the embeddings slowest. `sampling: balanced` draws
     rows of each class equally often.
+
+    `ema` is the decay of a moving average of the weights that is scored beside them, `average_best` how many of the
+    best models are averaged at the end; either is kept if validation says that it is better. A checkpoint is saved with
+    every evaluation, unless `save_every` (steps) or `save_minutes` say otherwise.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 3
@@ -497,9 +515,14 @@ class TrainSection(Section):
     optimizer: Optimizer = Part(name="adamw", options={"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8})
     schedule: Schedule = Part(name="linear", options={"warmup_steps": 0, "warmup_ratio": 0.0})
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    penalty: PenaltySection | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    average_best: Annotated[int, Field(ge=2)] | None = None
     early_stopping: EarlyStopping = EarlyStopping()
     eval_every: Annotated[int, Field(ge=1)] | None = None
     save_every: Annotated[int, Field(ge=1)] | None = None
+    save_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 1
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     bucket_by_length: bool = True
     sampling: Literal["all", "balanced"] = "all"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from finetune import registry
 from finetune.artifacts import (
@@ -19,39 +21,45 @@ from finetune.artifacts import (
     disk_errors,
     fingerprint,
     locked,
-    partial_folder,
     publish,
     versions,
     write_json,
     write_text,
 )
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, Terminated
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.statistics import point
-from finetune.fingerprints import differences, run_inputs
+from finetune.fingerprints import run_inputs
 from finetune.generation import sample_of
 from finetune.inference import Outputs, Predictor, features_of, run_model
 from finetune.learners import open_learner, predictor_of
-from finetune.models.loading import quiet_transformers, read_json
+from finetune.models.loading import quiet_transformers
 from finetune.progress import Progress, Silent
-from finetune.recipe import EarlyStopping, Recipe, is_written
+from finetune.recipe import Recipe, is_written
 from finetune.reports.plots import plot_loss_curve
+from finetune.resuming import open_growing
 from finetune.runtime import Runtime
 from finetune.tasks import save_extras
+from finetune.training.averaging import mean_of_files
 from finetune.training.batching import Batches
 from finetune.training.checkpoints import (
     TrainingState,
+    best_path,
     latest_checkpoint,
     load_checkpoint,
+    put_tensors,
     read_state,
     restore_best,
     save_best,
     save_checkpoint,
 )
-from finetune.training.loop import Step, optimizer_steps
+from finetune.training.interrupts import Interrupts
+from finetune.training.log import Log, read_log
+from finetune.training.loop import NotFinite, Step, optimizer_steps
+from finetune.training.stopping import Explosion, Patience
 
-INPUTS = "inputs.json"
+SHOWN_ROWS = 8
 
 
 def train(
@@ -66,14 +74,14 @@ def train(
 ) -> Run:
     """Train in `folder`, going on from a checkpoint of the same recipe if there is one; return the finished run.
 
-    With `resume` there has to be one; with `force` an unfinished run is thrown away. Raises FinetuneError when the
-    unfinished run that is there belongs to another recipe.
+    With `resume` there has to be one; with `force` an unfinished run is thrown away, with both it goes on whatever has
+    changed of its training. Raises FinetuneError when the unfinished run that is there cannot go on with this recipe.
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     check_code([recipe.train.early_stopping.metric], allow_code=runtime.allow_code)
     with locked(folder):
         inputs = run_inputs(recipe, data.fingerprint, allow_code=runtime.allow_code)
-        growing = _open_growing(folder, inputs, resume=resume, force=force)
+        growing = open_growing(folder, inputs, progress, resume=resume, force=force)
         try:
             training = _Training(recipe, data, growing, runtime, progress)
             training.run()
@@ -86,75 +94,6 @@ def train(
     return Run(folder)
 
 
-def _open_growing(folder: Path, inputs: dict[str, Any], *, resume: bool, force: bool) -> Path:
-    """Return the folder in which the run grows: the one of an interrupted run of the same inputs, or an empty one."""
-    growing = partial_folder(folder)
-    checkpoint = None if force else latest_checkpoint(growing / "checkpoints")
-    if resume and checkpoint is None:
-        raise FinetuneError(f"--resume: expected an unfinished run with a checkpoint in {growing}, found none")
-    if checkpoint is not None:
-        stored = read_json(growing / INPUTS)
-        if stored.get("fingerprint") == fingerprint(inputs):
-            return growing
-        changed = differences(stored.get("inputs", {}), inputs) or ["the format of checkpoints"]
-        raise FinetuneError(
-            f"{growing}: holds an unfinished run of another recipe (changed: {', '.join(changed)}), at step "
-            f"{read_state(checkpoint).step}. Undo the change to go on with it, or add --force to throw it away."
-        )
-    shutil.rmtree(growing, ignore_errors=True)
-    (growing / "checkpoints").mkdir(parents=True)
-    write_json(growing / INPUTS, {"fingerprint": fingerprint(inputs), "inputs": inputs})
-    return growing
-
-
-class _Log:
-    """`log.jsonl`: one line per step and per evaluation; cut back to the checkpoint when training goes on."""
-
-    def __init__(self, path: Path, keep_bytes: int) -> None:
-        self._stream = path.open("ab")
-        self._stream.truncate(keep_bytes)
-        self._stream.seek(keep_bytes)
-
-    def write(self, line: dict[str, Any]) -> None:
-        self._stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
-        self._stream.flush()
-
-    @property
-    def size_bytes(self) -> int:
-        return self._stream.tell()
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-@dataclass
-class _Patience:
-    """Which score counts, which was best, and whether to stop."""
-
-    settings: EarlyStopping
-
-    @property
-    def higher_is_better(self) -> bool:
-        name = self.settings.metric
-        return name != "loss" and bool(registry.metrics.get(name).attributes["higher_is_better"])
-
-    def update(self, state: TrainingState, score: float) -> TrainingState:
-        """Return the state after an evaluation; its `best_step` is this step if the score is the best so far."""
-        if math.isnan(score):
-            raise FinetuneError(
-                f"early stopping: expected a number as {self.settings.metric}, found NaN at step {state.step}"
-            )
-        sign = 1.0 if self.higher_is_better else -1.0
-        best = state.best_score
-        if best is None or sign * (score - best) > self.settings.min_delta:
-            return replace(state, best_score=score, best_step=state.step, evaluations_without_gain=0)
-        waited = state.evaluations_without_gain + 1
-        if self.settings.patience is not None and waited >= self.settings.patience:
-            reason = f"{self.settings.metric} did not improve in {waited} evaluations"
-            return replace(state, evaluations_without_gain=waited, stopped_because=reason)
-        return replace(state, evaluations_without_gain=waited)
-
-
 class _Training:
     """One training: what it needs, opened once; `run` reads from top to bottom."""
 
@@ -164,8 +103,9 @@ class _Training:
         self.rows, self.validation = data.split("train"), data.split("validation")
         self.learner, self.spec = open_learner(recipe, data, runtime, progress)
         self.checkpoints = folder / "checkpoints"
-        self.patience = _Patience(self.settings.early_stopping)
+        self.patience = Patience(self.settings.early_stopping)
         self.state = TrainingState()
+        self.averaged_steps: list[int] = []
         device = self.learner.accelerator.device.type
         self.batches = Batches.of(recipe, self.rows.features, self.spec, device)
         if sampling := self.batches.describe_sampling(data.labels):
@@ -175,31 +115,86 @@ class _Training:
     def run(self) -> None:
         """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
         self._go_on_from_checkpoint()
-        log = _Log(self.folder / "log.jsonl", self.state.log_bytes)
+        log = Log(self.folder / "log.jsonl", self.state.log_bytes)
         try:
-            with self.progress.bar("training", self.total_steps, start=self.state.step) as bar:
-                for step in self._steps():
-                    log.write(step.as_json())
-                    self.state = replace(self.state, step=step.number)
-                    evaluated = self._due(step, self.settings.eval_every)
-                    if evaluated:
-                        self._evaluate(step, log)
-                    # unless the recipe says how often, a checkpoint is saved with every evaluation
-                    if self._due(step, self.settings.save_every) if self.settings.save_every else evaluated:
-                        self.state = replace(self.state, log_bytes=log.size_bytes)
-                        save_checkpoint(self.learner, self.state, self.checkpoints)
-                    bar.advance(1, _describe(step))
-                    if self.state.stopped_because:
-                        break
+            with Interrupts(self.progress.note) as interrupts:
+                try:
+                    self._take_steps(log, interrupts)
+                except NotFinite as error:
+                    self._lost(log, str(error), error.windows)
+                except (KeyboardInterrupt, Terminated):
+                    if interrupts.whole:
+                        self._save(log)
+                    raise
             self._end(log)
         finally:
             log.close()
+
+    def _take_steps(self, log: Log, interrupts: Interrupts) -> None:
+        if self.state.unscored:  # the evaluation after the last step was interrupted
+            self._evaluate(log, interrupts)
+        losses = Explosion().see(log.losses())
+        saved = time.monotonic()
+        with self.progress.bar("training", self.total_steps, start=self.state.step) as bar:
+            for step in self._steps():
+                log.write(step.as_json())
+                due = self._due(step, self.settings.eval_every)
+                self.state = replace(self.state, step=step.number, unscored=due)
+                if reason := losses.see([step.loss]).found:
+                    self._lost(log, reason, ())
+                if due:
+                    self._evaluate(log, interrupts)
+                if self._checkpoint_due(step, time.monotonic() - saved):
+                    self._save(log)
+                    saved = time.monotonic()
+                bar.advance(1, _describe(step))
+                interrupts.check()
+                if self.state.stopped_because:
+                    break
+
+    def _checkpoint_due(self, step: Step, seconds: float) -> bool:
+        """Tell whether a checkpoint is due: with every evaluation, unless the recipe says how often."""
+        steps, minutes = self.settings.save_every, self.settings.save_minutes
+        if steps is None and minutes is None:
+            return self._due(step, self.settings.eval_every)
+        last = step.number == self.total_steps or bool(self.state.stopped_because)
+        return last or bool(steps and step.number % steps == 0) or bool(minutes and seconds >= 60 * minutes)
+
+    def _save(self, log: Log) -> None:
+        """Save a checkpoint of the state, unless there is one."""
+        self.state = replace(self.state, log_bytes=log.size_bytes)
+        latest = latest_checkpoint(self.checkpoints)
+        if self.state.step and (latest is None or read_state(latest) != self.state):
+            save_checkpoint(self.learner, self.state, self.checkpoints, keep=self.settings.keep_checkpoints)
 
     def _go_on_from_checkpoint(self) -> None:
         checkpoint = latest_checkpoint(self.checkpoints)
         if checkpoint is not None:
             self.state = load_checkpoint(self.learner, checkpoint)
             self.progress.note(f"going on from the checkpoint of step {self.state.step} of {self.total_steps}")
+
+    def _lost(self, log: Log, found: str, windows: Sequence[int]) -> NoReturn:
+        """End a training whose loss is lost; what was good before is kept."""
+        step, rates = self.state.step, [group["lr"] for group in self.learner.optimizer.param_groups]
+        if windows:
+            self._save(log)
+            step += 1
+        kept = latest_checkpoint(self.checkpoints)
+        good = f"The checkpoint of step {read_state(kept).step} is kept. " if kept else ""
+        rows = f" It came from {self._rows_of(windows)}: look at them." if windows else ""
+        raise FinetuneError(
+            f"training: expected a loss that is finite and falls, found {found} at step {step} (learning rate "
+            f"{max(rates):.2e}).{rows} {good}Lower train.learning_rate, or warm up longer; since that changes the "
+            f"recipe, start again with --force{', or go on from there with --resume --force' if kept else ''}"
+        )
+
+    def _rows_of(self, windows: Sequence[int]) -> str:
+        """Return the lines that windows are of, as messages name them."""
+        rows = sorted({int(self.rows.features.row_ids[window]) for window in windows})
+        lines = [self.rows.place(row) for row in rows]
+        return ", ".join(lines[:SHOWN_ROWS]) + (
+            f" and {len(lines) - SHOWN_ROWS} more" if len(lines) > SHOWN_ROWS else ""
+        )
 
     def _steps(self) -> Any:
         if self.state.stopped_because:  # it was stopped early, and interrupted before the run was complete
@@ -220,18 +215,45 @@ class _Training:
     def _due(self, step: Step, every: int | None) -> bool:
         return step.number % (every or self.batches.steps_per_epoch) == 0 or step.number == self.total_steps
 
-    def _evaluate(self, step: Step, log: _Log) -> None:
-        scores = self._validation_scores()
-        score = scores[self.settings.early_stopping.metric]
-        self.state = self.patience.update(self.state, score)
-        best = self.state.best_step == step.number
+    def _evaluate(self, log: Log, interrupts: Interrupts) -> None:
+        """Score the model, and its moving average if there is one; keep the better one if it is the best so far."""
+        step, metric, average = self.state.step, self.settings.early_stopping.metric, self.learner.average
+        line: dict[str, Any] = {"step": step, "epoch": (step - 1) // self.batches.steps_per_epoch}
+        with interrupts.open():
+            scores = others = self._validation_scores()
+            if average is not None:
+                with average.applied():
+                    others = self._validation_scores()
+        line["validation"] = logged(scores)
+        averaged = False
+        if average is not None:
+            line["average"] = logged(others)
+            averaged = self.patience.better(others[metric], scores[metric])
+            scores = others if averaged else scores
+        state = self.patience.update(replace(self.state, unscored=False), scores[metric])
+        best = state.best_step == step
         if best:
-            save_best(self.learner, step.number, self.checkpoints)
-        # a metric that is not defined on these rows is null; only the one that chooses the best step has to be a number
-        logged = {name: None if math.isnan(value) else value for name, value in scores.items()}
-        log.write({"step": step.number, "epoch": step.epoch, "validation": logged, "best": best})
-        shown = ", ".join(f"{name} {described(value)}" for name, value in logged.items())
-        self.progress.note(f"step {step.number}, epoch {step.epoch + 1}: validation {shown}{' (best)' if best else ''}")
+            state = replace(state, best_averaged=averaged)
+        state = self._with_best_steps(state, scores[metric])
+        if step in state.kept_steps:
+            with average.applied() if averaged and average else nullcontext():
+                save_best(self.learner, state, self.checkpoints)
+        log.write({**line, "best": best})
+        self.state = state
+        shown = ", ".join(f"{name} {described(value)}" for name, value in logged(scores).items())
+        marks = ", ".join([*(["moving average"] if averaged else []), *(["best"] if best else [])])
+        self.progress.note(
+            f"step {step}, epoch {line['epoch'] + 1}: validation {shown}{f' ({marks})' if marks else ''}"
+        )
+
+    def _with_best_steps(self, state: TrainingState, score: float) -> TrainingState:
+        """Return the state with this step among the best ones, if the best are to be averaged and it is one."""
+        if self.settings.average_best is None:
+            return state
+        steps = sorted(
+            (*state.best_steps, (state.step, score)), key=itemgetter(1), reverse=self.patience.higher_is_better
+        )
+        return replace(state, best_steps=tuple(steps[: self.settings.average_best]))
 
     def _validation_scores(self) -> dict[str, float]:
         outputs = self._validation_outputs()
@@ -278,19 +300,46 @@ class _Training:
             fitted |= self.spec.fit_decisions(self._decoded(outputs, fitted))
         return fitted
 
-    def _end(self, log: _Log) -> None:
-        restore_best(self.learner, self.state.best_step, self.checkpoints)
+    def _end(self, log: Log) -> None:
         if not self.state.stopped_because:
             reason = "max_steps reached" if self.total_steps == self.settings.max_steps else "all epochs done"
             self.state = replace(self.state, stopped_because=reason)
+        self.averaged_steps = self._average_of_best(log)
+        if not self.averaged_steps:
+            restore_best(self.learner, self.state.best_step, self.checkpoints)
         log.write(
             {"step": self.state.step, "restored_step": self.state.best_step, "because": self.state.stopped_because}
         )
         metric = self.settings.early_stopping.metric
-        self.progress.note(
-            f"stopped at step {self.state.step} ({self.state.stopped_because}); restored the best model, of step "
+        steps = ", ".join(map(str, self.averaged_steps))
+        restored = (
+            f"kept the average of the models of steps {steps}"
+            if steps
+            else f"restored the best model, {'the moving average ' if self.state.best_averaged else ''}of step "
             f"{self.state.best_step} (validation {metric} {self.state.best_score:.4f})"
         )
+        self.progress.note(f"stopped at step {self.state.step} ({self.state.stopped_because}); {restored}")
+
+    def _average_of_best(self, log: Log) -> list[int]:
+        """Let the model have the mean of the best models' weights if validation says that it is better than the best.
+
+        Returns the steps that it is a mean of, none where it is not kept.
+        """
+        steps = sorted(step for step, _ in self.state.best_steps)
+        if len(steps) < 2:
+            return []
+        paths = [best_path(self.checkpoints, step) for step in steps]
+        put_tensors(self.learner.accelerator.unwrap_model(self.learner.model), mean_of_files(paths))
+        scores, metric = self._validation_scores(), self.settings.early_stopping.metric
+        assert self.state.best_score is not None
+        better = self.patience.better(scores[metric], self.state.best_score)
+        log.write({"step": self.state.step, "averaged_steps": steps, "average": logged(scores), "kept": better})
+        verdict = "better" if better else "no better"
+        self.progress.note(
+            f"the average of the models of steps {', '.join(map(str, steps))}: validation {metric} "
+            f"{scores[metric]:.4f}, {verdict} than the best ({self.state.best_score:.4f})"
+        )
+        return steps if better else []
 
     def finish(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Write the model as an ordinary Hugging Face folder, the recipe and the picture; return the manifest."""
@@ -298,7 +347,7 @@ class _Training:
         fitted = self._fitted_on(self._validation_outputs()) if self.spec.fit_decisions else learner.fitted
         model = learner.accelerator.unwrap_model(learner.model)
         with quiet_transformers(), disk_errors(self.folder / "model"):
-            self._save(model)
+            self._write_model(model)
             learner.tokenizer.save_pretrained(self.folder / "model")
         save_extras(learner.task, self.folder / "model", self.data.limits["max_length"])
         if fitted:
@@ -312,6 +361,8 @@ class _Training:
             "labels": self.data.labels,
             "limits": self.data.limits,
             "best_step": self.state.best_step,
+            **({"moving_average": True} if self.state.best_averaged and not self.averaged_steps else {}),
+            **({"averaged_steps": self.averaged_steps} if self.averaged_steps else {}),
             "last_step": self.state.step,
             "stopped_because": self.state.stopped_because,
             "metrics": self._best_scores(),
@@ -326,7 +377,7 @@ class _Training:
             "versions": versions(),
         }
 
-    def _save(self, model: Any) -> None:
+    def _write_model(self, model: Any) -> None:
         """Save the model; of one with adapters these alone, or, merged, all of it and the adapters beside it."""
         adapter, folder = self.recipe.adapter, self.folder / "model"
         if adapter is None:
@@ -351,10 +402,17 @@ class _Training:
         return batch.to(self.learner.accelerator.device).inputs
 
     def _best_scores(self) -> dict[str, float | None]:
-        """Return the validation scores of the restored step, from the log; None where one is not defined."""
-        lines = map(json.loads, (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
-        scores = {line["step"]: line["validation"] for line in lines if "validation" in line}
-        return dict(scores[self.state.best_step])
+        """Return the validation scores of the restored model, from the log; None where one is not defined."""
+        lines = read_log(self.folder / "log.jsonl")
+        if self.averaged_steps:
+            return next(dict(line["average"]) for line in reversed(lines) if "averaged_steps" in line)
+        key = "average" if self.state.best_averaged else "validation"
+        return next(dict(line[key]) for line in lines if "best" in line and line["step"] == self.state.best_step)
+
+
+def logged(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Return scores as the log has them: a metric that is not defined on these rows is null."""
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}
 
 
 def described(value: float | None) -> str:

@@ -28,7 +28,7 @@ LEVELS = (
     ("quantization", "reports"),
     ("fingerprints", "generation", "preparation"),
     ("inference",),
-    ("learners",),
+    ("learners", "resuming"),
     ("planning",),
     ("prepare", "plan", "train", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),

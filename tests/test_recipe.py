@@ -485,6 +485,7 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
             "schedule": {"name": "linear", "warmup_steps": 0, "warmup_ratio": 0.0},
             "max_gradient_norm": 1.0,
             "early_stopping": {"metric": "loss", "min_delta": 0.0},
+            "keep_checkpoints": 1,
             "eval_batch_size": 64,
             "bucket_by_length": True,
             "sampling": "all",

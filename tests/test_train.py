@@ -18,8 +18,9 @@ from finetune.pipeline import Job
 from finetune.prepare import prepare
 from finetune.recipe import EarlyStopping, load_recipe
 from finetune.runtime import Runtime
-from finetune.train import _Patience, train
+from finetune.train import train
 from finetune.training.checkpoints import TrainingState
+from finetune.training.stopping import Patience
 from tests.conftest import RecipeMaker, write_jsonl
 
 CPU = Runtime("cpu", threads=1)
@@ -30,7 +31,7 @@ def scores_of(run: Run) -> list[dict[str, Any]]:
     return [line for line in lines if "validation" in line]
 
 
-def follow(patience: _Patience, scores: list[float]) -> TrainingState:
+def follow(patience: Patience, scores: list[float]) -> TrainingState:
     state = TrainingState()
     for step, score in enumerate(scores, start=1):
         state = patience.update(TrainingState(**{**vars(state), "step": step}), score)
@@ -54,13 +55,13 @@ def follow(patience: _Patience, scores: list[float]) -> TrainingState:
 def test_patience_keeps_the_best_and_stops_in_time(
     settings: dict[str, Any], scores: list[float], best: int, last: int
 ) -> None:
-    state = follow(_Patience(EarlyStopping(**settings)), scores)
+    state = follow(Patience(EarlyStopping(**settings)), scores)
     assert (state.best_step, state.step) == (best, last)
 
 
 def test_a_score_that_is_no_number_is_never_the_best() -> None:
     with pytest.raises(FinetuneError, match="found NaN at step 1"):
-        follow(_Patience(EarlyStopping()), [float("nan")])
+        follow(Patience(EarlyStopping()), [float("nan")])
 
 
 @pytest.fixture
@@ -233,3 +234,136 @@ def test_a_metric_that_is_not_defined_on_validation_ends_no_training(make_recipe
     assert run.manifest["metrics"]["rmse"] < 1
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(line["validation"]["pearson"] is None for line in lines if "validation" in line)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A loss that is lost
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_ends_with_the_rows_that_it_came_from_and_keeps_what_was_good(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.tasks.text_classification import TextClassification
+    from finetune.training import loop
+
+    recipe = load_recipe(make_recipe(train={"max_steps": 6, "eval_every": 2, "save_every": 4}))
+    true, taken = loop.training_batch, []
+
+    def batch_of(learner: Any, rows: Any, windows: list[int], draw: Any) -> Any:
+        taken.append(windows)
+        return true(learner, rows, windows, draw)
+
+    def loss(task: Any, outputs: Any, batch: Any, fitted: Any) -> Any:
+        total, count = task.criterion(outputs, batch.targets["labels"], fitted)
+        return total.sum() * (float("nan") if outputs.requires_grad and len(taken) == 6 else 1.0), count.sum()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "training_batch", batch_of)
+        patched.setattr(TextClassification, "loss", loss)
+        with pytest.raises(FinetuneError) as caught:
+            train(recipe, data, tmp_path / "run", runtime=CPU)
+    message = str(caught.value)
+    assert "expected a loss that is finite and falls, found a loss of nan at step 6" in message
+    lines = [data.split("train").lines[window] for window in sorted(taken[-1])]
+    assert f"It came from {', '.join(f'line {line}' for line in lines)}: look at them." in message
+    assert "The checkpoint of step 5 is kept. Lower train.learning_rate" in message
+    run = train(recipe, data, tmp_path / "run", runtime=CPU)  # the poison is gone
+    assert weights_digest(run.model_folder) == weights_digest(
+        train(recipe, data, tmp_path / "w", runtime=CPU).model_folder
+    )
+
+
+def test_a_gradient_that_is_no_number_is_one_too(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.training import loop
+
+    monkeypatch.setattr(loop, "_clip", lambda *arguments: float("inf"))
+    with pytest.raises(
+        FinetuneError, match=r"with a gradient norm of inf at step 1 .*came from line.* and start|again"
+    ):
+        train(load_recipe(make_recipe(train={"max_steps": 2})), data, tmp_path / "run", runtime=CPU)
+    assert not partial_folder(tmp_path / "run").exists()
+
+
+def test_a_loss_that_explodes_ends_the_training(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.training import stopping
+
+    monkeypatch.setattr(stopping, "STREAK", 3)
+    monkeypatch.setattr(stopping, "TIMES", 1.5)
+    settings = {"max_steps": 60, "eval_every": 5, "learning_rate": 0.9, "optimizer": "sgd", "max_gradient_norm": None}
+    with pytest.raises(
+        FinetuneError, match=r"found the loss has been above .* for 3 steps, 1.5 times that of the first"
+    ):
+        train(load_recipe(make_recipe(train=settings)), data, tmp_path / "run", runtime=CPU)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def checkpoints_of(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (partial_folder(run) / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [9]),
+        ({"keep_checkpoints": 3}, [3, 6, 9]),
+        ({"save_every": 4}, [8]),
+        ({"save_every": 2, "keep_checkpoints": 2}, [8, 10]),
+        ({"save_minutes": 1e-9, "keep_checkpoints": 4}, [7, 8, 9, 10]),
+        ({"save_minutes": 60.0, "save_every": 7}, [7]),
+    ],
+)
+def test_checkpoints_are_saved_when_the_recipe_says_and_the_last_ones_stay(
+    make_recipe: RecipeMaker,
+    tmp_path: Path,
+    data: PreparedData,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    expected: list[int],
+) -> None:
+    """Looked at after step 10 of 12, where it is killed."""
+    true = stage._Training._checkpoint_due
+
+    def due(training: Any, step: Any, seconds: float) -> bool:
+        if step.number == 11:
+            raise Killed
+        return true(training, step, seconds)
+
+    monkeypatch.setattr(stage._Training, "_checkpoint_due", due)
+    with pytest.raises(Killed):
+        train(load_recipe(make_recipe(train={"max_steps": 12, "eval_every": 3, **settings})), data, tmp_path / "run")
+    assert checkpoints_of(tmp_path / "run") == expected
+
+
+def test_a_full_disk_is_noticed_before_a_checkpoint_is_written(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.training import checkpoints
+
+    recipe = load_recipe(make_recipe(train={"max_steps": 9, "eval_every": 3}))
+    calls = []
+
+    class Usage:
+        free = 1 << 40
+
+    def usage(path: Path) -> Usage:
+        calls.append(path)
+        if len(calls) > 3:  # the best model, and the two files of the first checkpoint
+            Usage.free = 1000
+        return Usage()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.shutil, "disk_usage", usage)
+        with pytest.raises(FinetuneError, match=r"expected \d+ MB of free space for .*safetensors, found 0 MB"):
+            train(recipe, data, tmp_path / "run", runtime=CPU)
+    assert checkpoints_of(tmp_path / "run") == [3]
+    assert not list((partial_folder(tmp_path / "run") / "checkpoints").glob(".*"))
+    assert train(recipe, data, tmp_path / "run", runtime=CPU).manifest["last_step"] == 9

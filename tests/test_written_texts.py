@@ -276,8 +276,8 @@ def test_a_run_chosen_by_its_texts_goes_on_as_if_it_had_not_been_interrupted(
     whole = train(recipe, data, tmp_path / "whole", runtime=CPU)
     saved: list[int] = []
 
-    def interrupt(*arguments: Any) -> None:
-        save_checkpoint(*arguments)
+    def interrupt(*arguments: Any, keep: int) -> None:
+        save_checkpoint(*arguments, keep=keep)
         saved.append(arguments[1].step)
         if len(saved) == 3:  # step 9: between two evaluations
             raise KeyboardInterrupt

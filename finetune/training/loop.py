@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.optim import Optimizer
 
+    from finetune.training.averaging import MovingAverage
+    from finetune.training.penalties import Penalty
+
 Features = Mapping[str, Any]
 
 
@@ -64,6 +67,16 @@ class Learner:
     tokenizer: Any
     fitted: Mapping[str, Any] = field(default_factory=dict)
     draws: bool = False
+    penalty: Penalty | None = None
+    average: MovingAverage | None = None
+
+
+class NotFinite(FinetuneError):
+    """A loss or a gradient is no number any more; `windows` are those that it came from. The weights are as before."""
+
+    def __init__(self, found: str, windows: Sequence[int]) -> None:
+        super().__init__(found)
+        self.windows = windows
 
 
 def optimizer_steps(
@@ -91,15 +104,17 @@ def optimizer_steps(
             parameters["lr"] = rate * parameters.get("factor", 1.0)
         _seed_step(seed, number)
         loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None)
+        if learner.penalty is not None:
+            learner.penalty.add_gradients()
         norm = _clip(learner, max_gradient_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FinetuneError(
-                f"training: expected a finite loss and gradient, found loss {loss} and gradient norm {norm} at step "
-                f"{number + 1} (learning rate {rate:.2e}). Lower train.learning_rate, or warm up longer; since that "
-                "changes the recipe, start again with --force."
-            )
+        if not math.isfinite(norm):
+            learner.optimizer.zero_grad()
+            found = f"a loss of {loss:.4g} with a gradient norm of {norm}"
+            raise NotFinite(found, [window for micro_batch in group for window in micro_batch])
         learner.optimizer.step()
         learner.optimizer.zero_grad()
+        if learner.average is not None:
+            learner.average.update(number + 1)
         yield Step(
             number=number + 1,
             epoch=epoch,
@@ -161,7 +176,11 @@ def _accumulate(
             outputs = learner.task.forward(learner.model, batch.inputs)
         loss, targets = learner.task.loss(outputs, batch, learner.fitted)
         learner.accelerator.backward(loss)
-        loss_sum += float(loss.detach())
+        found = float(loss.detach())
+        if not math.isfinite(found):
+            learner.optimizer.zero_grad()
+            raise NotFinite(f"a loss of {found}", micro_batch)
+        loss_sum += found
         count += float(targets)
     gradients = [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
     if count:

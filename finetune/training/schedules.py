@@ -39,7 +39,7 @@ def _warmup(step: int, total_steps: int, warmup_steps: int, warmup_ratio: float)
     return 1.0, (step - warmup) / max(1, total_steps - warmup)
 
 
-@schedules.register("constant", check=check_warmup)
+@schedules.register("constant", check=check_warmup, endless=True)
 def constant(step: int, total_steps: int, *, warmup_steps: Steps = 0, warmup_ratio: Ratio = 0.0) -> float:
     """Stay at the learning rate after the warm-up."""
     return _warmup(step, total_steps, warmup_steps, warmup_ratio)[0]
@@ -92,7 +92,7 @@ def exponential(
     return factor * math.pow(end, done)
 
 
-@schedules.register("step", check=check_warmup)
+@schedules.register("step", check=check_warmup, endless=True)
 def step_decay(
     step: int,
     total_steps: int,
@@ -107,7 +107,7 @@ def step_decay(
     return _warmup(step, total_steps, warmup_steps, warmup_ratio)[0] * factor ** (max(0, step - warmup) // every)
 
 
-@schedules.register("inverse-square-root", check=check_warmup)
+@schedules.register("inverse-square-root", check=check_warmup, endless=True)
 def inverse_square_root(
     step: int,
     total_steps: int,

@@ -32,7 +32,7 @@ def test_a_fresh_process_that_loads_a_checkpoint_takes_exactly_the_same_steps(
     expected = take_steps(whole, features, steps=4) + take_steps(whole, features, steps=9, done=4)
     first = make_learner(tiny_model, freeze=freeze, options=options)
     take_steps(first, features, steps=4)
-    save_best(first, 2, tmp_path)
+    save_best(first, TrainingState(step=2, best_step=2), tmp_path)
     save_checkpoint(first, TrainingState(step=4, best_step=2, best_score=0.5), tmp_path)
 
     second = make_learner(tiny_model, freeze=freeze, options=options)
@@ -120,11 +120,13 @@ def test_a_damaged_checkpoint_is_one_message_that_says_what_helps(tiny_model: Pa
 
 def test_each_best_model_has_a_file_of_its_own_until_a_checkpoint_names_it(tiny_model: Path, tmp_path: Path) -> None:
     learner = make_learner(tiny_model)
-    save_best(learner, 2, tmp_path)
+    save_best(learner, TrainingState(step=2, best_step=2), tmp_path)
     before = parameters_of(learner)
     save_checkpoint(learner, TrainingState(step=2, best_step=2), tmp_path)
     take_steps(learner, make_features(tiny_model, 8), steps=1)
-    save_best(learner, 4, tmp_path)  # and then it is killed, before the next checkpoint
+    save_best(
+        learner, TrainingState(step=4, best_step=4), tmp_path
+    )  # and then it is killed, before the next checkpoint
     assert sorted(path.name for path in tmp_path.glob("best-*")) == [
         "best-0000002.safetensors",
         "best-0000004.safetensors",
