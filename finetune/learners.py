@@ -172,6 +172,17 @@ def freezing_table(freezing: Any) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def describe_stages(freezing: Freezing, total_steps: int, steps_per_epoch: int) -> str:
+    """Return in a sentence when a gradual unfreezing does what, if it is one; else nothing."""
+    if not freezing.stages:
+        return ""
+    each = freezing.stage_steps(steps_per_epoch)
+    times = [f"{stage.trainable:,} from step {place * each + 1}" for place, stage in enumerate(freezing.stages)]
+    missed = len(freezing.stages) - min(len(freezing.stages), -(-total_steps // each))
+    end = f"; training ends with step {total_steps}, before the last {missed} of these" if missed else ""
+    return f"gradual unfreezing, parameters that learn: {', '.join(times)}{end}"
+
+
 def _rates(row: FreezingRow) -> str:
     """Return by how much a group learns faster or more slowly, where it does."""
     low, high = row.rates

@@ -33,7 +33,7 @@ from finetune.evaluation.statistics import point
 from finetune.fingerprints import run_inputs
 from finetune.generation import sample_of
 from finetune.inference import Outputs, Predictor, features_of, run_model
-from finetune.learners import open_learner, predictor_of
+from finetune.learners import describe_stages, open_learner, predictor_of
 from finetune.models.loading import quiet_transformers
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe, is_written
@@ -108,9 +108,11 @@ class _Training:
         self.averaged_steps: list[int] = []
         device = self.learner.accelerator.device.type
         self.batches = Batches.of(recipe, self.rows.features, self.spec, device)
-        if sampling := self.batches.describe_sampling(data.labels):
-            progress.note(sampling)
         self.total_steps = self.batches.total_steps
+        steps = (self.total_steps, self.batches.steps_per_epoch)
+        for told in (self.batches.describe_sampling(data.labels), describe_stages(self.learner.freezing, *steps)):
+            if told:
+                progress.note(told)
 
     def run(self) -> None:
         """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
@@ -210,6 +212,7 @@ class _Training:
             max_gradient_norm=self.settings.max_gradient_norm,
             seed=self.recipe.seed,
             done_steps=self.state.step,
+            steps_per_epoch=self.batches.steps_per_epoch,
         )
 
     def _due(self, step: Step, every: int | None) -> bool:

@@ -9,7 +9,7 @@ import fnmatch
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -135,6 +135,28 @@ def first_layers(layout: Layout, *, count: Annotated[int, Field(ge=0)]) -> Rates
     return frozen(name for room in (layout.embeddings, *layout.layers[:count]) for name in room)
 
 
+@freezers.register("gradual")
+def gradual(
+    layout: Layout,
+    *,
+    layers: Annotated[int, Field(ge=1)] = 1,
+    every: Annotated[int, Field(ge=1)] = 1,  # noqa: ARG001 -- when, which is not for the layout to say
+    unit: Literal["epochs", "steps"] = "epochs",  # noqa: ARG001
+) -> list[Rates]:
+    """Train the head first, and after `every` epochs or steps so many more `layers`, from the top; the embeddings last.
+
+    Howard and Ruder 2018 (ULMFiT), https://arxiv.org/abs/1801.06146. What is above the layers comes with the first.
+    """
+    waiting = list(layout.layers)
+    inside = [*layout.embeddings, *(name for layer in layout.layers for name in layer)]
+    stages = [frozen(set(layout.parameters) - set(layout.head))]
+    while waiting:
+        del waiting[-layers:]
+        opened = {name for layer in layout.layers[len(waiting) :] for name in layer}
+        stages.append(frozen(name for name in inside if name not in opened))
+    return [*stages, {}] if layout.embeddings else stages
+
+
 @freezers.register("rules")
 def rules(layout: Layout, *, rules: list[dict[str, State]]) -> Rates:
     """Decide by ordered `pattern: trainable | frozen | factor` rules; the first that matches a parameter's name holds.
@@ -173,16 +195,39 @@ class FreezingRow:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A time of a gradual unfreezing: what is frozen, which modules therefore run in eval mode, and how much learns."""
+
+    frozen: frozenset[str]
+    eval_modules: tuple[str, ...]
+    trainable: int
+
+
+@dataclass(frozen=True)
 class Freezing:
     """A model with some parameters frozen: which, how many, and which modules therefore run in eval mode.
 
-    `rates` are the factors of the learning rate of those parameters that learn at another one.
+    `rates` are the factors of the learning rate of those parameters that learn at another one. Where it is gradual,
+    this is how it ends; `stages` are how it goes there, each `every` so many epochs or steps.
     """
 
     frozen: frozenset[str]
     table: tuple[FreezingRow, ...]
     eval_modules: tuple[str, ...]
     rates: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
+    every: tuple[int, Literal["epochs", "steps"]] = (1, "epochs")
+
+    def stage(self, step: int, steps_per_epoch: int) -> Stage | None:
+        """Return the stage of a step, counted from 0; None where nothing changes while training."""
+        if not self.stages:
+            return None
+        return self.stages[min(step // self.stage_steps(steps_per_epoch), len(self.stages) - 1)]
+
+    def stage_steps(self, steps_per_epoch: int) -> int:
+        """Return how many steps a stage lasts."""
+        number, unit = self.every
+        return number * (steps_per_epoch if unit == "epochs" else 1)
 
     @property
     def total(self) -> int:
@@ -209,8 +254,12 @@ def apply_freezing(
     so much more slowly than the one above it.
     """
     layout = layout_of(model, new_parameters)
-    chosen: Rates = freezers.get(name).build(options)(layout)
-    held = frozenset(key for key, rate in chosen.items() if not rate) | fixed_parameters(model)
+    built: Rates | list[Rates] = freezers.get(name).build(options)(layout)
+    gradual = built if isinstance(built, list) else []
+    chosen = gradual[-1] if gradual else built
+    assert isinstance(chosen, dict)
+    fixed = fixed_parameters(model)
+    held = frozenset(key for key, rate in chosen.items() if not rate) | fixed
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name not in held)
     if len(held) == len(layout.parameters):
@@ -218,7 +267,18 @@ def apply_freezing(
     decayed = _layer_rates(model, layout, layer_decay)
     rates = {key: chosen.get(key, 1.0) * decayed.get(key, 1.0) for key in layout.parameters if key not in held}
     others = {key: rate for key, rate in rates.items() if rate != 1}
-    return Freezing(held, _table(layout, held, rates), _eval_modules(model, layout, held), others)
+    found = Freezing(held, _table(layout, held, rates), _eval_modules(model, layout, held), others)
+    if not gradual:
+        return found
+    times = [frozenset(stage) | fixed for stage in gradual]
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise FinetuneError("freeze: gradual is for models with one stack of layers; found an encoder with a decoder")
+    sizes = [sum(size for key, size in layout.parameters.items() if key not in one) for one in times]
+    stages = tuple(  # a language model whose scores are its embeddings has no head to begin with
+        Stage(one, _eval_modules(model, layout, one), size) for one, size in zip(times, sizes, strict=True) if size
+    )
+    every = (options.get("every", 1), options.get("unit", "epochs"))
+    return replace(found, stages=stages, every=every)
 
 
 def _layer_rates(model: Any, layout: Layout, decay: float) -> Rates:
@@ -308,7 +368,13 @@ def _top_module(name: str, prefix: str) -> str:
     return ".".join(name.split(".")[:depth])
 
 
-def set_training_mode(model: Any, freezing: Freezing) -> None:
+def enter_stage(model: Any, stage: Stage) -> None:
+    """Let the parameters of a stage learn, and no others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in stage.frozen)
+
+
+def set_training_mode(model: Any, freezing: Freezing | Stage) -> None:
     """Put the model in train mode, and its frozen blocks in eval mode, so that they compute the same every time."""
     model.train()
     for name in freezing.eval_modules:

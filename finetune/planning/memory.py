@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,7 @@ def estimate_memory(
     with torch.random.fork_rng(), _accelerator_of_its_own():
         plain = Runtime("cpu", runtime.threads, precision, runtime.allow_code)
         learner, spec = open_learner(recipe, data, plain, progress or Silent(), shapes)
+        learner.freezing = replace(learner.freezing, stages=())  # in the end all of it learns
         features = data.split("train").features
         batches = Batches.of(recipe, features, spec, runtime.torch_device().type)
         step = largest_step(batches, features.lengths_of(spec.sized_by), longest)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
-from finetune.models.freezing import Freezing, set_training_mode
+from finetune.models.freezing import Freezing, Stage, enter_stage, set_training_mode
 from finetune.tasks import Batch, Task
 from finetune.training.batching import StepGroup
 
@@ -90,20 +90,28 @@ def optimizer_steps(
     max_gradient_norm: float | None,
     seed: int,
     done_steps: int = 0,
+    steps_per_epoch: int = 1,
 ) -> Iterator[Step]:
     """Train from step `done_steps` to `total_steps`, one yielded `Step` per update; stop it by not asking for more.
+
+    `steps_per_epoch` is for a freezing that changes by epochs.
 
     Everything random in a step is a pure function of (seed, step): the order of rows comes from `epoch_groups`, and
     torch's generator is seeded anew for each step. Therefore a training that was stopped and resumed, or evaluated
     in between, takes exactly the same steps as one that was not, and no generator state has to be stored.
     """
+    entered: Stage | None = None
     for number, epoch, group in planned_groups(epoch_groups, total_steps, done_steps):
         started = time.perf_counter()
+        stage = learner.freezing.stage(number, steps_per_epoch)
+        if stage is not None and stage is not entered:
+            enter_stage(learner.accelerator.unwrap_model(learner.model), stage)
+            entered = stage
         rate = learning_rate * schedule(number, total_steps)
         for parameters in learner.optimizer.param_groups:
             parameters["lr"] = rate * parameters.get("factor", 1.0)
         _seed_step(seed, number)
-        loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None)
+        loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None, entered)
         if learner.penalty is not None:
             learner.penalty.add_gradients()
         norm = _clip(learner, max_gradient_norm)
@@ -156,7 +164,7 @@ def _seed_step(seed: int, step: int) -> None:
 
 
 def _accumulate(
-    learner: Learner, rows: Sequence[Features], group: StepGroup, draw: tuple[int, int] | None
+    learner: Learner, rows: Sequence[Features], group: StepGroup, draw: tuple[int, int] | None, stage: Stage | None
 ) -> tuple[float, int]:
     """Add up the gradients of a step group and divide by its targets; return the mean loss and the tokens read.
 
@@ -166,7 +174,7 @@ def _accumulate(
     """
     import torch
 
-    set_training_mode(learner.accelerator.unwrap_model(learner.model), learner.freezing)
+    set_training_mode(learner.accelerator.unwrap_model(learner.model), stage or learner.freezing)
     loss_sum, count, tokens = 0.0, 0.0, 0
     for micro_batch in group:
         batch = training_batch(learner, rows, micro_batch, draw)
