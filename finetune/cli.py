@@ -29,6 +29,7 @@ from finetune.console import (
 )
 from finetune.data.rows import list_reasons
 from finetune.errors import FinetuneError, GateFailed, Terminated
+from finetune.processes import OtherProcessFailed, count, is_main, launch, leaving_in_order, say
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe, check_device, load_recipe
 
@@ -67,6 +68,8 @@ class Application(TyperGroup):
             return super().invoke(ctx)
         except FinetuneError as error:
             _fail(str(error), error.exit_code)
+        except OtherProcessFailed as error:
+            sys.exit(error.code)
         except KeyboardInterrupt:
             _fail(f"interrupted. {GOES_ON}", 130, "")
         except Terminated:
@@ -84,7 +87,9 @@ class Application(TyperGroup):
 def _fail(message: str, code: int, prefix: str = "error: ") -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
-    print(printable(f"{prefix}{message}"), file=sys.stderr, flush=True)
+    said = say(f"{prefix}{message}")
+    if said is not None:
+        print(printable(said), file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -107,6 +112,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _terminate)
+    if count() > 1:  # torch warns of what costs time alone: looking for parameters that a head leaves unused
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     app(prog_name="finetune")
 
 
@@ -266,6 +273,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from a checkpoint; an error if there is none.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", min=1, help="Train in so many processes of this machine.")
+    ] = 1,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -282,12 +292,31 @@ def train(
     finetune train recipes/quickstart.yaml
     finetune train recipes/quickstart.yaml --set train.epochs=2 --set freeze=encoder --output outputs/trial
     """
+    if processes > 1:
+        _train_in_processes(recipe, overrides or [], processes, threads)
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force, resume=resume)
-    run = job.run(asked=True)
+    with leaving_in_order():
+        run = job.run(asked=True)
+    if not is_main():
+        return
     if as_json:
         print_json(_run_result(run))
     elif not quiet:
         print_run(run)
+
+
+def _train_in_processes(recipe: Path, overrides: list[str], processes: int, threads: int | None) -> NoReturn:
+    """Give the command line to several processes, and end as they do."""
+    loaded = load_recipe(recipe, overrides, check_inputs=True)  # a mistake in it needs no processes
+    if count() > 1:
+        raise FinetuneError("--processes: a launcher has started several processes already; leave it out")
+    arguments = list(sys.argv[1:])
+    place = next(number for number, argument in enumerate(arguments) if argument.startswith("--processes"))
+    del arguments[place : place + (1 if "=" in arguments[place] else 2)]
+    code, message = launch(arguments, processes, threads or loaded.train.threads)
+    if message:
+        print(printable(message), file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 @app.command(name="eval")
@@ -553,7 +582,7 @@ def _runtime(recipe: Recipe, flags: Mapping[str, Any]) -> Runtime:
 
 
 def _progress(quiet: bool, verbose: bool) -> Progress:
-    return Silent() if quiet else ConsoleProgress(verbose)
+    return Silent() if quiet or not is_main() else ConsoleProgress(verbose)
 
 
 def _target(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from finetune import registry
@@ -22,6 +24,7 @@ from finetune.models.loading import (
     load_model,
     load_tokenizer,
 )
+from finetune.processes import count, gathered, rank
 from finetune.progress import Progress
 from finetune.recipe import Adapter, GenerationSection, Recipe
 from finetune.runtime import Runtime
@@ -263,12 +266,14 @@ def run_model(
     progress: Progress | None = None,
     *,
     loss_batch_size: int | None = None,
+    shared: bool = False,
 ) -> Outputs:
     """Run a model (which is in eval mode) over all windows; the global generators are left as they were.
 
     Windows of similar length share a batch, each is computed once, and nothing is repeated to fill a batch up. The
     model is given `batch_size` windows at a time, of however many groups. With `loss_batch_size` the loss is that of
-    so many groups at a time, in their order.
+    so many groups at a time, in their order. Where it is `shared`, each of several processes computes some of the
+    batches, and all of them have the outputs of all.
     """
     import torch
 
@@ -276,16 +281,22 @@ def run_model(
 
     together = Together(features.lengths_of(predictor.spec.sized_by), features.keys(predictor.spec.together))
     outputs: list[Any] = [None] * len(features)
-    loss, count = 0.0, 0.0
+    loss, targets = 0.0, 0.0
     with torch.random.fork_rng(), torch.no_grad(), (progress or Silent()).bar("scoring", len(features)) as bar:
-        for groups in evaluation_groups(together, batch_size, loss_batch_size):
+        batches = evaluation_groups(together, batch_size, loss_batch_size)
+        for groups in itertools.islice(batches, rank(), None, count()) if shared else batches:
             windows = together.windows(groups)
             scored = score_batch(predictor, features, windows, batch_size)
-            loss, count = loss + scored.loss, count + scored.count
+            loss, targets = loss + scored.loss, targets + scored.count
             for place, (window, values) in enumerate(zip(windows, scored.outputs.cpu().numpy(), strict=True)):
                 outputs[window] = values[: scored.lengths[place]].copy() if scored.lengths else values
             bar.advance(len(windows))
-    return Outputs(outputs, loss / count if count else None)
+    if shared:
+        own = [(place, values) for place, values in enumerate(outputs) if values is not None]
+        outputs = [values for _, values in sorted(gathered(own), key=itemgetter(0))]
+        sums = gathered([(loss, targets)])
+        loss, targets = sum(part for part, _ in sums), sum(part for _, part in sums)
+    return Outputs(outputs, loss / targets if targets else None)
 
 
 @dataclass(frozen=True)

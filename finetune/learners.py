@@ -56,6 +56,11 @@ def open_learner(
     tokenizer = load_tokenizer(tokenizer_folder, allow_code=runtime.allow_code, pretokenized=reads_words(task))
     prepare_tokenizer(task, tokenizer)
     accelerator = runtime.accelerator()
+    if accelerator.num_processes > 1 and not spec.adds_up:
+        raise FinetuneError(
+            f"--processes: the loss of {recipe.task.name} compares each row with the others of its batch, which "
+            "several processes would divide; use one"
+        )
     head, settings = task.head(data.labels), model_settings(recipe, runtime, empty=shapes is not None)
     torch.manual_seed(recipe.seed)  # what is new is drawn from it
     if recipe.model.scratch is not None:

@@ -36,6 +36,7 @@ from finetune.fingerprints import (
 )
 from finetune.plan import plan
 from finetune.prepare import prepare
+from finetune.processes import count, is_main, on_main
 from finetune.progress import Progress, Silent
 from finetune.recipe import Part, Recipe
 from finetune.registry import backends
@@ -84,6 +85,9 @@ class Job:
         if self._data is not None:
             return self._data
         folder = self.root / "data"
+        if not is_main():
+            self._data = PreparedData(folder)
+            return self._data
         inputs = tokens_inputs(self.recipe, allow_code=self.runtime.allow_code)
         fresh = self._is_fresh("prepare", folder, inputs, asked)
         self._data = self._stage(
@@ -117,10 +121,11 @@ class Job:
         """Return the trained run, made now if need be, on data that is made if need be."""
         check_code([self.recipe.train.early_stopping.metric], allow_code=self.runtime.allow_code)
         self.require_training()
-        data = self.data()
+        if count() > 1:
+            self.runtime.accelerator()  # from here on they can talk
         folder = self.root / "run"
-        inputs = run_inputs(self.recipe, data.fingerprint, allow_code=self.runtime.allow_code)
-        fresh = self._is_fresh("train", folder, inputs, asked) and not (asked and self.resume)
+        fresh = on_main(lambda: self._has_run(folder, asked))
+        data = self.data()
         return self._stage(
             "train",
             fresh,
@@ -135,6 +140,11 @@ class Job:
                 progress=self.progress,
             ),
         )
+
+    def _has_run(self, folder: Path, asked: bool) -> bool:
+        """Tell whether there is a run that need not be trained, on data that is made if need be."""
+        inputs = run_inputs(self.recipe, self.data().fingerprint, allow_code=self.runtime.allow_code)
+        return self._is_fresh("train", folder, inputs, asked) and not (asked and self.resume)
 
     def report(
         self, run: Run, *, split: str = "test", source: Path | None = None, folder: Path | None = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from finetune.errors import FinetuneError
+from finetune.processes import count
 
 if TYPE_CHECKING:
     import torch
@@ -26,15 +28,17 @@ class Runtime:
         """Return Accelerate's view of the device; raise FinetuneError when the device is not there."""
         import torch
         from accelerate import Accelerator
-        from accelerate.utils import GradientAccumulationPlugin
+        from accelerate.utils import (
+            DistributedDataParallelKwargs,
+            GradientAccumulationPlugin,
+            InitProcessGroupKwargs,
+        )
 
         for plugin in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
             if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in {"1", "true", "yes"}:
                 raise FinetuneError(f"ACCELERATE_USE_{plugin} is set, but {plugin} is not supported yet; unset it")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise FinetuneError("training in several processes is not supported yet; start finetune without a launcher")
         device = self.torch_device()
-        if device.type == "cuda":
+        if device.type == "cuda" and count() == 1:  # otherwise each process has one of its own
             torch.cuda.set_device(device)
         precision = self.precision
         if precision == "auto":
@@ -44,6 +48,11 @@ class Runtime:
             mixed_precision="no" if precision == "fp32" else precision,
             # the loop accumulates by itself: an environment variable must not divide its losses once more
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[
+                # a head may leave a part of its model unused; and others wait while the main process prepares rows
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),
+            ],
         )
 
     def torch_device(self) -> torch.device:

@@ -35,6 +35,7 @@ from finetune.generation import sample_of
 from finetune.inference import Outputs, Predictor, features_of, run_model
 from finetune.learners import describe_stages, open_learner, predictor_of
 from finetune.models.loading import quiet_transformers
+from finetune.processes import count, is_main, on_main
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe, is_written
 from finetune.reports.plots import plot_loss_curve
@@ -55,7 +56,7 @@ from finetune.training.checkpoints import (
     save_checkpoint,
 )
 from finetune.training.interrupts import Interrupts
-from finetune.training.log import Log, read_log
+from finetune.training.log import Log, NoLog, read_log
 from finetune.training.loop import NotFinite, Step, optimizer_steps
 from finetune.training.stopping import Explosion, Patience
 
@@ -79,18 +80,18 @@ def train(
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     check_code([recipe.train.early_stopping.metric], allow_code=runtime.allow_code)
-    with locked(folder):
+    with locked(folder) if is_main() else nullcontext():
         inputs = run_inputs(recipe, data.fingerprint, allow_code=runtime.allow_code)
-        growing = open_growing(folder, inputs, progress, resume=resume, force=force)
+        growing = on_main(lambda: open_growing(folder, inputs, progress, resume=resume, force=force))
         try:
             training = _Training(recipe, data, growing, runtime, progress)
             training.run()
             manifest = training.finish(inputs)
         except BaseException:
-            if not any((growing / "checkpoints").glob("step-*")):  # nothing in it that one could go on from
+            if is_main() and not any((growing / "checkpoints").glob("step-*")):  # nothing that one could go on from
                 shutil.rmtree(growing, ignore_errors=True)
             raise
-        publish(folder, manifest)
+        on_main(lambda: publish(folder, manifest))
     return Run(folder)
 
 
@@ -117,7 +118,7 @@ class _Training:
     def run(self) -> None:
         """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
         self._go_on_from_checkpoint()
-        log = Log(self.folder / "log.jsonl", self.state.log_bytes)
+        log = Log(self.folder / "log.jsonl", self.state.log_bytes) if is_main() else NoLog()
         try:
             with Interrupts(self.progress.note) as interrupts:
                 try:
@@ -132,10 +133,10 @@ class _Training:
         finally:
             log.close()
 
-    def _take_steps(self, log: Log, interrupts: Interrupts) -> None:
+    def _take_steps(self, log: Log | NoLog, interrupts: Interrupts) -> None:
         if self.state.unscored:  # the evaluation after the last step was interrupted
             self._evaluate(log, interrupts)
-        losses = Explosion().see(log.losses())
+        losses = Explosion().see(on_main(log.losses))
         saved = time.monotonic()
         with self.progress.bar("training", self.total_steps, start=self.state.step) as bar:
             for step in self._steps():
@@ -162,11 +163,11 @@ class _Training:
         last = step.number == self.total_steps or bool(self.state.stopped_because)
         return last or bool(steps and step.number % steps == 0) or bool(minutes and seconds >= 60 * minutes)
 
-    def _save(self, log: Log) -> None:
+    def _save(self, log: Log | NoLog) -> None:
         """Save a checkpoint of the state, unless there is one."""
         self.state = replace(self.state, log_bytes=log.size_bytes)
         latest = latest_checkpoint(self.checkpoints)
-        if self.state.step and (latest is None or read_state(latest) != self.state):
+        if is_main() and self.state.step and (latest is None or read_state(latest) != self.state):
             save_checkpoint(self.learner, self.state, self.checkpoints, keep=self.settings.keep_checkpoints)
 
     def _go_on_from_checkpoint(self) -> None:
@@ -175,7 +176,7 @@ class _Training:
             self.state = load_checkpoint(self.learner, checkpoint)
             self.progress.note(f"going on from the checkpoint of step {self.state.step} of {self.total_steps}")
 
-    def _lost(self, log: Log, found: str, windows: Sequence[int]) -> NoReturn:
+    def _lost(self, log: Log | NoLog, found: str, windows: Sequence[int]) -> NoReturn:
         """End a training whose loss is lost; what was good before is kept."""
         step, rates = self.state.step, [group["lr"] for group in self.learner.optimizer.param_groups]
         if windows:
@@ -218,7 +219,7 @@ class _Training:
     def _due(self, step: Step, every: int | None) -> bool:
         return step.number % (every or self.batches.steps_per_epoch) == 0 or step.number == self.total_steps
 
-    def _evaluate(self, log: Log, interrupts: Interrupts) -> None:
+    def _evaluate(self, log: Log | NoLog, interrupts: Interrupts) -> None:
         """Score the model, and its moving average if there is one; keep the better one if it is the best so far."""
         step, metric, average = self.state.step, self.settings.early_stopping.metric, self.learner.average
         line: dict[str, Any] = {"step": step, "epoch": (step - 1) // self.batches.steps_per_epoch}
@@ -240,7 +241,8 @@ class _Training:
         state = self._with_best_steps(state, scores[metric])
         if step in state.kept_steps:
             with average.applied() if averaged and average else nullcontext():
-                save_best(self.learner, state, self.checkpoints)
+                if is_main():
+                    save_best(self.learner, state, self.checkpoints)
         log.write({**line, "best": best})
         self.state = state
         shown = ", ".join(f"{name} {described(value)}" for name, value in logged(scores).items())
@@ -261,6 +263,10 @@ class _Training:
     def _validation_scores(self) -> dict[str, float]:
         outputs = self._validation_outputs()
         assert outputs.loss is not None, "validation rows have targets"
+        return on_main(lambda: self._scores_of(outputs))
+
+    def _scores_of(self, outputs: Outputs) -> dict[str, float]:
+        assert outputs.loss is not None
         scores = {"loss": outputs.loss}
         predictions = self._decoded(outputs, self._fitted_on(outputs))
         written = self._written(predictions)
@@ -291,7 +297,8 @@ class _Training:
         self._predictor.model.eval()
         # a loss that compares the rows of a batch is one of training's batches, whatever fits in memory
         size = None if self.spec.adds_up else self.settings.batch_size
-        return run_model(self._predictor, self.validation.features, self.settings.eval_batch_size, loss_batch_size=size)
+        batch, shared = self.settings.eval_batch_size, count() > 1
+        return run_model(self._predictor, self.validation.features, batch, loss_batch_size=size, shared=shared)
 
     def _decoded(self, outputs: Outputs, fitted: Mapping[str, Any]) -> Predictions:
         return self._predictor.decode(outputs, self.validation.rows, self.validation.features, fitted)
@@ -303,10 +310,11 @@ class _Training:
             fitted |= self.spec.fit_decisions(self._decoded(outputs, fitted))
         return fitted
 
-    def _end(self, log: Log) -> None:
+    def _end(self, log: Log | NoLog) -> None:
         if not self.state.stopped_because:
             reason = "max_steps reached" if self.total_steps == self.settings.max_steps else "all epochs done"
             self.state = replace(self.state, stopped_because=reason)
+        on_main(lambda: None)  # what is read now has to be written
         self.averaged_steps = self._average_of_best(log)
         if not self.averaged_steps:
             restore_best(self.learner, self.state.best_step, self.checkpoints)
@@ -323,7 +331,7 @@ class _Training:
         )
         self.progress.note(f"stopped at step {self.state.step} ({self.state.stopped_because}); {restored}")
 
-    def _average_of_best(self, log: Log) -> list[int]:
+    def _average_of_best(self, log: Log | NoLog) -> list[int]:
         """Let the model have the mean of the best models' weights if validation says that it is better than the best.
 
         Returns the steps that it is a mean of, none where it is not kept.
@@ -348,6 +356,10 @@ class _Training:
         """Write the model as an ordinary Hugging Face folder, the recipe and the picture; return the manifest."""
         learner = self.learner
         fitted = self._fitted_on(self._validation_outputs()) if self.spec.fit_decisions else learner.fitted
+        return on_main(lambda: self._write(inputs, fitted))
+
+    def _write(self, inputs: dict[str, Any], fitted: Mapping[str, Any]) -> dict[str, Any]:
+        learner = self.learner
         model = learner.accelerator.unwrap_model(learner.model)
         with quiet_transformers(), disk_errors(self.folder / "model"):
             self._write_model(model)

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "finetune"
 # From the bottom up: a module imports from lower levels, and from its own room
 LEVELS = (
     ("errors", "progress", "urls"),
+    ("processes",),
     ("registry", "documents", "runtime", "workers"),
     ("recipe",),
     ("artifacts", "gates"),

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from finetune.errors import Terminated
+from finetune.processes import count, gathered
 
 MEANINGS: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
@@ -18,7 +19,8 @@ class Interrupts:
     """While it is entered, Ctrl-C and SIGTERM wait for `check`; where nothing is half-done, `open` lets them through.
 
     A second signal does not wait: then `whole` is False, and there is nothing to be saved. Outside of the main thread,
-    and for signals that are ignored (`nohup`), everything stays as it was.
+    and for signals that are ignored (`nohup`), everything stays as it was. Several processes end after the same step,
+    whichever of them was told; their launcher tells them again, so that they always wait.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -42,13 +44,17 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise what a signal means that has been waiting."""
-        if self._arrived:
-            raise MEANINGS[self._arrived]
+        """Raise what a signal means that has been waiting, in this process or another."""
+        arrived = max(gathered([self._arrived]))
+        if arrived:
+            raise MEANINGS[arrived]
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Let signals end what is done here at once."""
+        if count() > 1:  # the others would wait for this one
+            yield
+            return
         self.check()
         self._held = False
         try:
@@ -57,6 +63,8 @@ class Interrupts:
             self._held = True
 
     def _arrive(self, number: int, frame: object) -> None:  # noqa: ARG002
+        if count() > 1 and self._arrived:
+            return
         if self._held and not self._arrived:
             self._arrived = number
             self._tell("stopping after this step; a checkpoint will be saved")

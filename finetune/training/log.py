@@ -12,6 +12,22 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+class NoLog:
+    """The log of a process that is not the main one."""
+
+    size_bytes = 0
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Leave it to the main process."""
+
+    def losses(self) -> list[float]:
+        """Return nothing: the main process knows."""
+        return []
+
+    def close(self) -> None:
+        """Leave it to the main process."""
+
+
 class Log:
     """A log that is being written; every line is on the disk at once."""
 

@@ -7,11 +7,13 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
 from finetune.models.freezing import Freezing, Stage, enter_stage, set_training_mode
+from finetune.processes import gathered
 from finetune.tasks import Batch, Task
 from finetune.training.batching import StepGroup
 
@@ -105,12 +107,12 @@ def optimizer_steps(
         started = time.perf_counter()
         stage = learner.freezing.stage(number, steps_per_epoch)
         if stage is not None and stage is not entered:
-            enter_stage(learner.accelerator.unwrap_model(learner.model), stage)
+            _enter(learner, stage)
             entered = stage
         rate = learning_rate * schedule(number, total_steps)
         for parameters in learner.optimizer.param_groups:
             parameters["lr"] = rate * parameters.get("factor", 1.0)
-        _seed_step(seed, number)
+        _seed_step(seed, number, learner.accelerator.process_index)
         loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None, entered)
         if learner.penalty is not None:
             learner.penalty.add_gradients()
@@ -155,11 +157,12 @@ def _clip(learner: Learner, max_norm: float | None) -> float:
     return float(norm)
 
 
-def _seed_step(seed: int, step: int) -> None:
-    """Seed torch's generators (dropout) for one step, far apart from its neighbours."""
+def _seed_step(seed: int, step: int, process: int) -> None:
+    """Seed torch's generators (dropout) for one step of one process, far apart from its neighbours."""
     import torch
 
-    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest()
+    key = f"{seed}/{step}" if process == 0 else f"{seed}/{step}/{process}"
+    digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(digest, "big"))
 
 
@@ -174,26 +177,66 @@ def _accumulate(
     """
     import torch
 
-    set_training_mode(learner.accelerator.unwrap_model(learner.model), stage or learner.freezing)
+    accelerator = learner.accelerator
+    set_training_mode(accelerator.unwrap_model(learner.model), stage or learner.freezing)
     loss_sum, count, tokens = 0.0, 0.0, 0
-    for micro_batch in group:
-        batch = training_batch(learner, rows, micro_batch, draw)
-        tokens += int(batch.inputs["attention_mask"].sum())
-        batch = batch.to(learner.accelerator.device)
-        with learner.accelerator.autocast():
-            outputs = learner.task.forward(learner.model, batch.inputs)
-        loss, targets = learner.task.loss(outputs, batch, learner.fitted)
-        learner.accelerator.backward(loss)
-        found = float(loss.detach())
-        if not math.isfinite(found):
-            learner.optimizer.zero_grad()
-            raise NotFinite(f"a loss of {found}", micro_batch)
-        loss_sum += found
-        count += float(targets)
+    bad: list[int] = []
+    for place, micro_batch in enumerate(group):
+        own, share = _share(micro_batch, accelerator.process_index, accelerator.num_processes)
+        batch = training_batch(learner, rows, own, draw)
+        with nullcontext() if place == len(group) - 1 else accelerator.no_sync(learner.model):
+            loss, targets, read = _backward(learner, batch, share)
+        bad += [] if math.isfinite(loss) else own
+        loss_sum, count, tokens = loss_sum + loss, count + targets, tokens + read
+    loss_sum, count, total_tokens = _totals(learner, loss_sum, count, tokens)
+    if not math.isfinite(loss_sum):
+        learner.optimizer.zero_grad()
+        raise NotFinite(f"a loss of {loss_sum}", sorted(set(gathered(bad))))
     gradients = [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
-    if count:
-        torch._foreach_div_(gradients, count)
-    return (loss_sum / count if count else 0.0), tokens
+    if count:  # what several processes have is averaged over them already
+        torch._foreach_div_(gradients, count / accelerator.num_processes)
+    return (loss_sum / count if count else 0.0), int(total_tokens)
+
+
+def _share(micro_batch: list[int], process: int, processes: int) -> tuple[list[int], int]:
+    """Return the windows of a micro-batch that a process computes, and what they count as.
+
+    One for which there are none computes one that counts nothing, so that it takes part in adding up.
+    """
+    own = micro_batch[process::processes]
+    return (own, 1) if own else (micro_batch[:1], 0)
+
+
+def _backward(learner: Learner, batch: Batch, share: int) -> tuple[float, float, int]:
+    """Add a batch's gradients; return the sum of its losses, the number of its targets and the tokens read."""
+    tokens = int(batch.inputs["attention_mask"].sum())
+    batch = batch.to(learner.accelerator.device)
+    with learner.accelerator.autocast():
+        outputs = learner.task.forward(learner.model, batch.inputs)
+    loss, targets = learner.task.loss(outputs, batch, learner.fitted)
+    learner.accelerator.backward(loss if share else 0 * loss)
+    return float(loss.detach()) * share, float(targets) * share, tokens * share
+
+
+def _totals(learner: Learner, *numbers: float) -> list[float]:
+    """Return the sums of some numbers over all processes."""
+    if learner.accelerator.num_processes == 1:
+        return list(numbers)
+    import torch
+
+    own = torch.tensor(numbers, dtype=torch.float64, device=learner.accelerator.device)
+    summed: list[float] = learner.accelerator.reduce(own, reduction="sum").tolist()
+    return summed
+
+
+def _enter(learner: Learner, stage: Stage) -> None:
+    """Let other parameters learn; several processes have to be told, or those would go apart without a word."""
+    accelerator = learner.accelerator
+    model = accelerator.unwrap_model(learner.model)
+    enter_stage(model, stage)
+    if accelerator.num_processes > 1:
+        accelerator._models.clear()
+        learner.model = accelerator.prepare(model)
 
 
 def training_batch(
