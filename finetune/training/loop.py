@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import NotFinite
 from finetune.models.freezing import Freezing, set_training_mode
 from finetune.tasks import Batch, Task
 from finetune.training.batching import StepGroup
@@ -93,7 +93,7 @@ def optimizer_steps(
         loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None)
         norm = _clip(learner, max_gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FinetuneError(
+            raise NotFinite(
                 f"training: expected a finite loss and gradient, found loss {loss} and gradient norm {norm} at step "
                 f"{number + 1} (learning rate {rate:.2e}). Lower train.learning_rate, or warm up longer; since that "
                 "changes the recipe, start again with --force."
