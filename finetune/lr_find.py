@@ -49,9 +49,9 @@ def lr_find(
         max_gradient_norm=recipe.train.max_gradient_norm,
         seed=recipe.seed,
     )
-    taken, ended = _take(steps, sweep, progress)
+    taken, because = _take(steps, sweep, progress)
     rates, losses = [step.learning_rate for step in taken], [step.loss for step in taken]
-    curve = read_curve(rates, losses, [step.rows for step in taken], cut_short=ended != "all steps done")
+    curve = read_curve(rates, losses, [step.rows for step in taken], cut_short=because is not None)
     report: dict[str, Any] = {
         "name": recipe.name,
         "task": recipe.task.name,
@@ -62,7 +62,6 @@ def lr_find(
         "rates_differ": bool(learner.freezing.rates),
         "sweep": {"from": sweep.lowest, "to": sweep.highest, "steps": sweep.steps},
         "epochs": round(len(taken) / batches.steps_per_epoch, 2),
-        "ended": {"because": ended, "learning_rate": rates[-1]},
         "advice": curve.advice.as_json(),
         "points": [
             {"learning_rate": rate, "loss": loss, "smoothed": round(smoothed, 6)}
@@ -70,13 +69,15 @@ def lr_find(
         ],
         "versions": versions(),
     }
+    if because is not None:
+        report["ended_early"] = {"because": because, "learning_rate": rates[-1]}
     plot_range_test(report, folder / f"{NAME}.png")
     write_json(folder / f"{NAME}.json", report)
     return report
 
 
-def _take(steps: Any, sweep: Sweep, progress: Progress) -> tuple[list[Step], str]:
-    """Take the steps until all are done or the loss has exploded; return them and why they ended."""
+def _take(steps: Any, sweep: Sweep, progress: Progress) -> tuple[list[Step], str | None]:
+    """Take the steps until all are done or the loss has exploded; return them, and why they ended early if they did."""
     taken: list[Step] = []
     explosion = Explosion()
     with progress.bar("range test", sweep.steps) as bar:
@@ -93,4 +94,4 @@ def _take(steps: Any, sweep: Sweep, progress: Progress) -> tuple[list[Step], str
                     f"learning rate. Look at the data and at train.precision ({error})"
                 ) from None
             return taken, "the loss or its gradient was not finite"
-    return taken, "all steps done"
+    return taken, None

@@ -108,7 +108,7 @@ def test_its_first_loss_is_trainings_and_its_rates_are_the_sweeps(make_recipe: R
     rates = [point["learning_rate"] for point in report["points"]]
     assert rates == [pytest.approx(1e-6 * 10 ** (5 * step / 19)) for step in range(20)]
     assert report["epochs"] == round(20 / 7, 2)
-    assert report["ended"] == {"because": "all steps done", "learning_rate": rates[-1]}
+    assert "ended_early" not in report
 
 
 def test_layers_that_learn_more_slowly_do_so_here(make_recipe: RecipeMaker, tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_a_finished_run_and_an_unfinished_one_are_left_alone(make_recipe: Recipe
 def test_a_loss_that_explodes_ends_the_test_and_is_a_result(make_recipe: RecipeMaker, tmp_path: Path) -> None:
     path = make_recipe(train={"optimizer": "sgd", "max_gradient_norm": None})
     report = job_of(path, tmp_path / "out").lr_find(Sweep(1e-3, 10.0, 200))
-    assert report["ended"]["because"] == "the loss exploded"
+    assert report["ended_early"]["because"] == "the loss exploded"
     assert len(report["points"]) < 200
-    assert report["ended"]["learning_rate"] == report["points"][-1]["learning_rate"] < 10
+    assert report["ended_early"]["learning_rate"] == report["points"][-1]["learning_rate"] < 10
 
 
 def test_a_loss_that_is_not_finite_ends_the_test_with_the_curve_until_then(
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_ends_the_test_with_the_curve_until_then(
 ) -> None:
     losses_until(monkeypatch, 12)
     report = job_of(make_recipe(), tmp_path / "out").lr_find(SHORT)
-    assert report["ended"]["because"] == "the loss or its gradient was not finite"
+    assert report["ended_early"]["because"] == "the loss or its gradient was not finite"
     assert len(report["points"]) == 12
     assert sorted(contents(tmp_path / "out" / "lr-find")) == FILES
 

@@ -24,9 +24,8 @@ def rate(value: float) -> str:
 
 def findings(report: Mapping[str, Any]) -> list[str]:
     """Return what the curve says, as sentences."""
-    ended = report["ended"]
     lines = [_falls(report) if report["advice"]["verdict"] == "falls" else _nothing(report)]
-    if ended["because"] != "all steps done":
+    if ended := report.get("ended_early"):
         lines.append(f"The test ended at {rate(ended['learning_rate'])}: {ended['because']}.")
     return [*lines, _own_rate(report)]
 
@@ -121,7 +120,7 @@ def plot_range_test(report: Mapping[str, Any], target: Path) -> None:
         axes.axvspan(advice["falls_from"], advice["lowest"], color="#55a868", alpha=0.12, label="the loss falls")
     marks = (
         ("falls fastest", advice.get("steepest"), "#c44e52", "-"),
-        ("a tenth of the lowest's", advice.get("tenth_of_lowest"), "#dd8452", "--"),
+        ("a tenth of the lowest point's", advice.get("tenth_of_lowest"), "#dd8452", "--"),
         ("the recipe's", report["learning_rate"], "#555555", ":"),
     )
     for label, value, colour, style in marks:
@@ -129,7 +128,7 @@ def plot_range_test(report: Mapping[str, Any], target: Path) -> None:
             axes.axvline(value, color=colour, linestyle=style, label=f"{label}: {rate(value)}")
     axes.set(xscale="log", xlim=(sweep["from"], sweep["to"]), ylim=_limits(losses, smoothed))
     axes.set(xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(edgecolor="none", framealpha=0.85, fontsize=9)
     save_figure(figure, target)
 
 

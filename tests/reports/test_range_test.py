@@ -21,7 +21,6 @@ def report_of(advice: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "rates_differ": False,
         "sweep": {"from": 1e-7, "to": 1e-2, "steps": 20},
         "epochs": 1.0,
-        "ended": {"because": "all steps done", "learning_rate": 1e-2},
         "advice": advice,
         "points": [
             {"learning_rate": 10 ** (-7 + step / 3.8), "loss": 2.0 - 0.03 * step, "smoothed": 2.0 - 0.03 * step}
@@ -119,7 +118,7 @@ def test_optimizers_of_high_rates_are_told_so_and_no_rate_beyond_a_recipes_is_na
 
 
 def test_an_early_end_is_told() -> None:
-    report = report_of(FALLS, ended={"because": "the loss exploded", "learning_rate": 3.2e-3})
+    report = report_of(FALLS, ended_early={"because": "the loss exploded", "learning_rate": 3.2e-3})
     assert "The test ended at 3.2e-3: the loss exploded." in findings(report)
 
 
