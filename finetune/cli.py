@@ -23,6 +23,7 @@ from finetune.console import (
     print_plan,
     print_preview,
     print_quantized,
+    print_range_test,
     print_report,
     print_run,
     printable,
@@ -263,6 +264,46 @@ def plan(
     elif not quiet:
         print_plan(report)
         print(f"report: {job.plan_folder / 'plan.md'}")
+
+
+@app.command(name="lr-find")
+def lr_find(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    lowest: Annotated[float, typer.Option("--from", metavar="RATE", help="The first learning rate.")] = 1e-7,
+    highest: Annotated[
+        float, typer.Option("--to", metavar="RATE", help="The last one; sgd and adafactor may need 1.")
+    ] = 1e-2,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", help="Optimizer steps from the first to the last.")
+    ] = 100,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Let the learning rate rise from step to step, draw the loss, and say which rates to try.
+
+    Prepares the data first if that was not done. Changes neither the recipe nor a run.
+
+    \b
+    finetune lr-find recipes/quickstart.yaml
+    finetune lr-find recipes/quickstart.yaml --set train.optimizer=sgd --to 1
+    """
+    from finetune.training.range_test import Sweep
+
+    sweep = Sweep(lowest, highest, steps)
+    job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
+    report = job.lr_find(sweep)
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        print_range_test(report)
+        print(f"picture: {job.lr_find_folder / 'lr-find.png'}")
 
 
 @app.command()

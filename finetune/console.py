@@ -181,6 +181,20 @@ def print_plan(report: Mapping[str, Any]) -> None:
     print()
 
 
+def print_range_test(report: Mapping[str, Any]) -> None:
+    """Print what a learning-rate range test says, what to try, and what it cannot tell."""
+    from finetune.reports.range_test import caveats, findings, suggestions
+
+    print()
+    for line in findings(report):
+        print(line)
+    for number, (setting, why) in enumerate(suggestions(report)):
+        print(f"{'or ' if number else 'try'}  {setting:<40} {why}")
+    for line in caveats(report):
+        print(f"note: {line}")
+    print()
+
+
 def print_run(run: Run) -> None:
     """Print what training gave."""
     found = run.manifest

@@ -10,6 +10,7 @@ from typing import ClassVar
 # FinetuneError (2)        a mistake that the user can fix: one message, no traceback
 # ├── RecipeError (2)      every problem of a recipe at once
 # ├── RowError (2)         one of several rows; whoever gave them adds its line
+# ├── NotFinite (2)        a step of training whose loss or gradient is no number
 # └── GateFailed (3)       the work is done and written, but a quality gate does not hold
 # Terminated (143)         SIGTERM arrived; like KeyboardInterrupt, not an Exception
 
@@ -26,6 +27,17 @@ class RowError(FinetuneError):
     def __init__(self, row: int, message: str) -> None:
         super().__init__(message)
         self.row = row
+
+
+class NotFinite(FinetuneError):
+    """A step of training whose loss or gradient is not finite; `windows` are those that it came from.
+
+    The weights are as they were before it.
+    """
+
+    def __init__(self, found: str, windows: Sequence[int]) -> None:
+        super().__init__(found)
+        self.windows = windows
 
 
 @dataclass(frozen=True)

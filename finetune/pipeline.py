@@ -34,6 +34,7 @@ from finetune.fingerprints import (
     run_inputs,
     tokens_inputs,
 )
+from finetune.lr_find import lr_find
 from finetune.plan import plan
 from finetune.prepare import prepare
 from finetune.processes import count, is_main, on_main
@@ -42,6 +43,7 @@ from finetune.recipe import Part, Recipe
 from finetune.registry import backends
 from finetune.runtime import Runtime
 from finetune.train import train
+from finetune.training.range_test import Sweep
 
 Result = TypeVar("Result")
 Name = Literal["prepare", "train", "eval", "quantize"]
@@ -116,6 +118,19 @@ class Job:
         self.require_training()
         data = self.data()
         return plan(self.recipe, data, self.plan_folder, measure=measure, runtime=self.runtime, progress=self.progress)
+
+    @property
+    def lr_find_folder(self) -> Path:
+        """Where the learning-rate range test is written."""
+        return self.root / "lr-find"
+
+    def lr_find(self, sweep: Sweep) -> dict[str, Any]:
+        """Return the learning-rate range test of the recipe, on data that is made if need be."""
+        self.require_training()
+        data = self.data()
+        return lr_find(
+            self.recipe, data, self.lr_find_folder, sweep=sweep, runtime=self.runtime, progress=self.progress
+        )
 
     def run(self, *, asked: bool = False) -> Run:
         """Return the trained run, made now if need be, on data that is made if need be."""

@@ -26,7 +26,7 @@ from finetune.artifacts import (
     write_json,
     write_text,
 )
-from finetune.errors import FinetuneError, Terminated
+from finetune.errors import FinetuneError, NotFinite, Terminated
 from finetune.evaluation.metrics import check_code
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.statistics import point
@@ -57,7 +57,7 @@ from finetune.training.checkpoints import (
 )
 from finetune.training.interrupts import Interrupts
 from finetune.training.log import Log, NoLog, read_log
-from finetune.training.loop import NotFinite, Step, optimizer_steps
+from finetune.training.loop import Step, optimizer_steps
 from finetune.training.stopping import Explosion, Patience
 
 SHOWN_ROWS = 8

@@ -31,7 +31,7 @@ LEVELS = (
     ("inference",),
     ("learners", "resuming"),
     ("planning",),
-    ("prepare", "plan", "train", "evaluate", "quantize", "predict"),
+    ("prepare", "plan", "lr_find", "train", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
     ("cli",),
     ("__main__",),
@@ -135,7 +135,7 @@ def test_help_and_validate_import_nothing_heavy(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names, loaded = json.loads(done.stdout)
-    assert names == ["eval", "plan", "predict", "prepare", "quantize", "run", "train", "validate"]
+    assert names == ["eval", "lr-find", "plan", "predict", "prepare", "quantize", "run", "train", "validate"]
     assert {arguments: HEAVY & set(found) for arguments, found in loaded.items() if HEAVY & set(found)} == {}
 
 

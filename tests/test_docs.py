@@ -77,7 +77,7 @@ def test_every_link_in_the_readme_leads_somewhere() -> None:
 
 def test_every_file_of_the_file_tree_exists_and_none_is_missing() -> None:
     tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
-    named = set(re.findall(r"\b([a-z]+\.py)\b", tree))
+    named = set(re.findall(r"\b([a-z_]+\.py)\b", tree))
     there = {path.name for path in (ROOT / "finetune").glob("*.py") if not path.name.startswith("__")}
     assert named | {"errors.py", "progress.py"} == there | {"errors.py", "progress.py"}
     rooms = {path.parent.name for path in (ROOT / "finetune").glob("*/__init__.py")}

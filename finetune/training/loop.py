@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import NotFinite
 from finetune.models.freezing import Freezing, Stage, enter_stage, set_training_mode
 from finetune.processes import gathered
 from finetune.tasks import Batch, Task
@@ -71,14 +71,6 @@ class Learner:
     draws: bool = False
     penalty: Penalty | None = None
     average: MovingAverage | None = None
-
-
-class NotFinite(FinetuneError):
-    """A loss or a gradient is no number any more; `windows` are those that it came from. The weights are as before."""
-
-    def __init__(self, found: str, windows: Sequence[int]) -> None:
-        super().__init__(found)
-        self.windows = windows
 
 
 def optimizer_steps(
