@@ -55,5 +55,5 @@ $(VENV)/.demo: $(VENV)/.torch $(PINS)
 
 $(VENV)/.all: $(VENV)/.demo
 	@echo "== installing the other extras and the test tools"
-	@$(PIP) --editable '.[onnx,evaluate,language,wordnet,dev]'
+	@$(PIP) --editable '.[onnx,evaluate,language,wordnet,tensorboard,mlflow,dev]'
 	@touch $@

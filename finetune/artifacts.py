@@ -29,6 +29,8 @@ QUANTIZATION_REPORT = "quantization"
 FITTED = "fitted.json"
 # What an artifact needs while it grows: checkpoints, and what the growing run is made from
 SCRATCH = ("checkpoints", "inputs.json")
+# What may change in a complete artifact
+CHANGING = ("reports", "trackers", "log.jsonl", "recipe.yaml", "report.md", *SCRATCH)
 LIBRARIES = ("finetune-toolkit", "torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "numpy")
 
 
@@ -158,11 +160,11 @@ def _swap(folder: Path) -> None:
 
 
 def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of the files that must not change: all but logs, reports and scratch."""
+    """Return size and SHA-256 of the files that must not change: all but logs, trackers, reports and scratch."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and name.parts[0] not in {"reports", "log.jsonl", "recipe.yaml", "report.md", *SCRATCH}:
+        if path.is_file() and name.parts[0] not in CHANGING:
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             found[name.as_posix()] = {"size_bytes": path.stat().st_size, "sha256": digest}

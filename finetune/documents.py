@@ -319,6 +319,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     if isinstance(values.get("gates"), dict):
         values["gates"] = {_resolve_metric(name, folder): bound for name, bound in values["gates"].items()}
     train = values.get("train")
+    for tracker in _mappings(train, "trackers"):
+        if "folder" in tracker:
+            tracker["folder"] = _resolve_path(("data", "source"), tracker["folder"], folder)
     stopping = train.get("early_stopping") if isinstance(train, dict) else None
     if isinstance(stopping, dict) and "metric" in stopping:
         stopping["metric"] = _resolve_metric(stopping["metric"], folder)
@@ -338,8 +341,13 @@ def _resolve_path(keys: Keys, value: Any, folder: Path) -> Any:
 def _augmenters(values: dict[str, Any]) -> list[dict[str, Any]]:
     data = values.get("data")
     augment = data.get("augment") if isinstance(data, dict) else None
-    operations = augment.get("operations") if isinstance(augment, dict) else None
-    return [item for item in operations if isinstance(item, dict)] if isinstance(operations, list) else []
+    return _mappings(augment, "operations")
+
+
+def _mappings(section: Any, setting: str) -> list[dict[str, Any]]:
+    """Return the mappings in a section's list of parts."""
+    parts = section.get(setting) if isinstance(section, dict) else None
+    return [item for item in parts if isinstance(item, dict)] if isinstance(parts, list) else []
 
 
 def _resolve_metric(name: Any, folder: Path) -> Any:

@@ -14,7 +14,7 @@ from finetune.models.scratch import scratch_context
 from finetune.recipe import ModelSection, Part, Recipe, is_written
 
 # Settings of `train` that say where and how fast, not what: they change no result beyond rounding
-OPERATIONAL = {"device", "threads", "eval_batch_size", "save_every", "save_minutes", "keep_checkpoints"}
+OPERATIONAL = {"device", "threads", "eval_batch_size", "save_every", "save_minutes", "keep_checkpoints", "trackers"}
 
 
 def rows_inputs(recipe: Recipe) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from finetune.registry import backends
 from finetune.runtime import Runtime
 from finetune.train import train
 from finetune.training.range_test import Sweep
+from finetune.training.tracking import check_installed
 
 Result = TypeVar("Result")
 Name = Literal["prepare", "train", "eval", "quantize"]
@@ -136,9 +137,11 @@ class Job:
         """Return the trained run, made now if need be, on data that is made if need be."""
         check_code([self.recipe.train.early_stopping.metric], allow_code=self.runtime.allow_code)
         self.require_training()
+        folder = self.root / "run"
+        if self.force or not has_manifest(folder):  # it is going to be trained
+            check_installed(self.recipe.train.trackers)
         if count() > 1:
             self.runtime.accelerator()  # from here on they can talk
-        folder = self.root / "run"
         fresh = on_main(lambda: self._has_run(folder, asked))
         data = self.data()
         return self._stage(

@@ -146,6 +146,7 @@ Freezer = Annotated[Part, _part_of(registry.freezers)]
 Optimizer = Annotated[Part, _part_of(registry.optimizers)]
 Loss = Annotated[Part, _part_of(registry.losses)]
 Schedule = Annotated[Part, _part_of(registry.schedules)]
+Tracker = Annotated[Part, _part_of(registry.trackers)]
 Backend = Annotated[Part, _part_of(registry.backends)]
 
 STRATIFIED = Part(
@@ -529,6 +530,15 @@ class TrainSection(Section):
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    trackers: Many[Tracker] = ()
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[Part, ...]) -> tuple[Part, ...]:
+        names = [part.name for part in trackers]
+        if several := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected each tracker once, found {', '.join(several)} several times")
+        return trackers
 
     @field_validator("device")
     @classmethod

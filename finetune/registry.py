@@ -139,6 +139,7 @@ freezers = Registry("freezing strategy", room="finetune.models.freezing")
 optimizers = Registry("optimizer", room="finetune.training.optimizers")
 schedules = Registry("schedule", room="finetune.training.schedules")
 losses = Registry("loss", room="finetune.training.losses")
+trackers = Registry("tracker", room="finetune.training.trackers")
 metrics = Registry("metric", room="finetune.evaluation.metrics")
 baselines = Registry("baseline", room="finetune.evaluation.baselines")
 backends = Registry("quantization backend", room="finetune.quantization")
@@ -155,6 +156,7 @@ ALL = (
     optimizers,
     schedules,
     losses,
+    trackers,
     metrics,
     baselines,
     backends,

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from operator import itemgetter
@@ -59,6 +59,7 @@ from finetune.training.interrupts import Interrupts
 from finetune.training.log import Log, NoLog, read_log
 from finetune.training.loop import Step, optimizer_steps
 from finetune.training.stopping import Explosion, Patience
+from finetune.training.tracking import Trackers, check_installed
 
 SHOWN_ROWS = 8
 
@@ -80,6 +81,7 @@ def train(
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     check_code([recipe.train.early_stopping.metric], allow_code=runtime.allow_code)
+    check_installed(recipe.train.trackers)
     with locked(folder) if is_main() else nullcontext():
         inputs = run_inputs(recipe, data.fingerprint, allow_code=runtime.allow_code)
         growing = on_main(lambda: open_growing(folder, inputs, progress, resume=resume, force=force))
@@ -118,8 +120,10 @@ class _Training:
     def run(self) -> None:
         """Train, evaluate, keep the best, stop when it is time, and put the best model back."""
         self._go_on_from_checkpoint()
-        log = Log(self.folder / "log.jsonl", self.state.log_bytes) if is_main() else NoLog()
-        try:
+        with (
+            Trackers(self.recipe, self.folder, self.state.step, self.progress) as trackers,
+            closing(self._open_log(trackers)) as log,
+        ):
             with Interrupts(self.progress.note) as interrupts:
                 try:
                     self._take_steps(log, interrupts)
@@ -130,8 +134,9 @@ class _Training:
                         self._save(log)
                     raise
             self._end(log)
-        finally:
-            log.close()
+
+    def _open_log(self, trackers: Trackers) -> Log | NoLog:
+        return Log(self.folder / "log.jsonl", self.state.log_bytes, trackers) if is_main() else NoLog()
 
     def _take_steps(self, log: Log | NoLog, interrupts: Interrupts) -> None:
         if self.state.unscored:  # the evaluation after the last step was interrupted

@@ -191,10 +191,12 @@ def test_every_task_has_a_recipe_to_try_and_one_for_public_data() -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [registry.freezers, registry.optimizers, registry.schedules, registry.losses], ids=lambda parts: parts.kind
+    "parts",
+    [registry.freezers, registry.optimizers, registry.schedules, registry.losses, registry.trackers],
+    ids=lambda parts: parts.kind,
 )
 def test_the_document_of_training_names_every_part_and_its_options(parts: registry.Registry) -> None:
-    rows = re.findall(r"^\| `([a-z0-9-]+)`[^|]*\|([^|]*)\|", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_-]+)`[^|]*\|([^|]*)\|", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE)
     named = dict(rows)
     assert set(parts.names()) <= set(named)
     for name in parts.names():

@@ -491,6 +491,7 @@ def test_every_default_is_written_out(load: Load, tmp_path: Path) -> None:
             "sampling": "all",
             "device": "auto",
             "precision": "auto",
+            "trackers": [],
         },
         "metrics": [],
     }  # fmt: skip

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.training.tracking import Trackers
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -31,8 +34,9 @@ class NoLog:
 class Log:
     """A log that is being written; every line is on the disk at once."""
 
-    def __init__(self, path: Path, keep_bytes: int) -> None:
-        self._path = path
+    def __init__(self, path: Path, keep_bytes: int, trackers: Trackers | None = None) -> None:
+        """Go on behind the first `keep_bytes`; `trackers` are told each line as well."""
+        self._path, self._trackers = path, trackers
         self._stream = path.open("ab")
         self._stream.truncate(keep_bytes)
         self._stream.seek(keep_bytes)
@@ -41,6 +45,8 @@ class Log:
         """Add a line."""
         self._stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
         self._stream.flush()
+        if self._trackers is not None:
+            self._trackers.log(line)
 
     def losses(self) -> list[float]:
         """Return the training losses so far."""
