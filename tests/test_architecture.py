@@ -38,7 +38,10 @@ LEVELS = (
 )
 STAGES = next(rooms for rooms in LEVELS if "train" in rooms)
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-HEAVY = {"torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pyarrow", "matplotlib", "evaluate"}
+HEAVY = {
+    *("torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pyarrow", "matplotlib", "evaluate"),
+    *("tensorboard", "mlflow", "sqlalchemy"),
+}
 
 
 def modules() -> dict[str, Path]:
@@ -127,7 +130,8 @@ def test_help_and_validate_import_nothing_heavy(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "name: cold\ntask: text-classification\ndata: {source: rows.jsonl, clean: [unicode, html], split: random}\n"
-        "model: {id: some/model}\nfreeze: encoder\ntrain: {schedule: cosine}\nmetrics: [accuracy]\n"
+        "model: {id: some/model}\nfreeze: encoder\ntrain: {schedule: cosine, trackers: [tensorboard, mlflow]}\n"
+        "metrics: [accuracy]\n"
         "quantize: onnx-int8\ngates: {accuracy: '>= 0.5', quantized.accuracy.drop: '<= 0.1'}\n",
         encoding="utf-8",
     )
