@@ -171,8 +171,10 @@ class _Training:
     def _save(self, log: Log | NoLog) -> None:
         """Save a checkpoint of the state, unless there is one."""
         self.state = replace(self.state, log_bytes=log.size_bytes)
+        if not is_main() or not self.state.step:  # another process would look at checkpoints that go away meanwhile
+            return
         latest = latest_checkpoint(self.checkpoints)
-        if is_main() and self.state.step and (latest is None or read_state(latest) != self.state):
+        if latest is None or read_state(latest) != self.state:
             save_checkpoint(self.learner, self.state, self.checkpoints, keep=self.settings.keep_checkpoints)
 
     def _go_on_from_checkpoint(self) -> None:

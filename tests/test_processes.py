@@ -9,18 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finetune import processes
+from finetune import train as stage
 from finetune.artifacts import Run, partial_folder
 from finetune.errors import FinetuneError, Terminated
 from finetune.pipeline import Job
 from finetune.recipe import load_recipe
 from finetune.runtime import Runtime
-from finetune.training.checkpoints import latest_checkpoint, read_state
-from finetune.training.log import read_log
+from finetune.training.checkpoints import TrainingState, latest_checkpoint, read_state
+from finetune.training.log import NoLog, read_log
 from tests.conftest import ROOT, RecipeMaker, finetune
 
 # 54 training rows in steps of 7 (5 in the last of an epoch), the rows of which two processes share unevenly
@@ -173,3 +175,19 @@ def test_without_our_launcher_a_process_says_which_one_it_is(monkeypatch: pytest
     assert processes.say("error: x") == "error: x"
     monkeypatch.setenv("RANK", "1")
     assert processes.say("error: x") == "process 1: error: x"
+
+
+def test_only_the_main_process_looks_at_checkpoints_when_one_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would find one whose files the main process is removing."""
+    looked: list[Path] = []
+    monkeypatch.setattr(stage, "latest_checkpoint", looked.append)
+    monkeypatch.setattr(stage, "save_checkpoint", lambda *arguments, **options: None)
+    training = SimpleNamespace(
+        state=TrainingState(step=4), checkpoints=tmp_path, learner=None, settings=SimpleNamespace(keep_checkpoints=1)
+    )
+    for main, expected in ((False, []), (True, [tmp_path])):
+        monkeypatch.setattr(stage, "is_main", lambda main=main: main)
+        stage._Training._save(training, NoLog())  # type: ignore[arg-type]
+        assert looked == expected
