@@ -49,6 +49,8 @@ from finetune.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
+from finetune.training.curves import Curve, higher_is_better
+from finetune.training.diagnosis import chance_loss, diagnose
 from finetune.training.loop import Step, optimizer_steps
 
 INPUTS = "inputs.json"
@@ -135,8 +137,7 @@ class _Patience:
 
     @property
     def higher_is_better(self) -> bool:
-        name = self.settings.metric
-        return name != "loss" and bool(registry.metrics.get(name).attributes["higher_is_better"])
+        return higher_is_better(self.settings.metric)
 
     def update(self, state: TrainingState, score: float) -> TrainingState:
         """Return the state after an evaluation; its `best_step` is this step if the score is the best so far."""
@@ -304,7 +305,9 @@ class _Training:
         if fitted:
             write_json(self.folder / FITTED, dict(fitted))
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
+        curve = Curve.of(self._log_lines(), self.settings.early_stopping.metric)
+        findings = diagnose(curve, self.recipe, self._chance_loss())
+        plot_loss_curve(curve, self.folder / "reports" / "loss.png", findings)
         return {
             "kind": "run",
             "format": "adapter" if self.recipe.adapter and not self.recipe.adapter.merge else "transformers",
@@ -315,6 +318,7 @@ class _Training:
             "last_step": self.state.step,
             "stopped_because": self.state.stopped_because,
             "metrics": self._best_scores(),
+            "diagnosis": [finding.as_json() for finding in findings],
             "parameters": {"total": learner.freezing.total, "trainable": learner.freezing.trainable},
             "freezing": [vars(row) for row in learner.freezing.table],
             "device": str(learner.accelerator.device.type),
@@ -352,9 +356,16 @@ class _Training:
 
     def _best_scores(self) -> dict[str, float | None]:
         """Return the validation scores of the restored step, from the log; None where one is not defined."""
-        lines = map(json.loads, (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
-        scores = {line["step"]: line["validation"] for line in lines if "validation" in line}
+        scores = {line["step"]: line["validation"] for line in self._log_lines() if "validation" in line}
         return dict(scores[self.state.best_step])
+
+    def _log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def _chance_loss(self) -> float | None:
+        count = self.spec.frequencies
+        frequencies = count(self.rows, self.data.labels) if count is not None else None
+        return chance_loss(self.spec.loss, self.settings.loss, frequencies)
 
 
 def described(value: float | None) -> str:
