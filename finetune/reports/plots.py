@@ -80,7 +80,7 @@ def _draw_losses(axes: Axes, curve: Curve) -> None:
     if LOSS in curve.scores:
         _draw_scores(axes, curve.scores[LOSS], "#c44e52", "validation")
     axes.set(ylabel="loss", title="Learning curves")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.dataLim.ymax if axes.has_data() else 1)
 
 
 def _draw_scores(axes: Axes, scores: Scores, colour: str, label: str) -> None:

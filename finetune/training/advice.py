@@ -14,13 +14,12 @@ def _length(recipe: Recipe) -> str:
     return f"train.max_steps (now {train.max_steps:,})" if train.max_steps else f"train.epochs (now {train.epochs})"
 
 
-def evaluate_more(curve: Curve, recipe: Recipe) -> tuple[str, ...]:
-    """Return what to do to have evaluations enough."""
+def evaluate_more(curve: Curve, recipe: Recipe, *, too_few: bool) -> tuple[str, ...]:
+    """Return what to do to have steps enough, and evaluations if they are `too_few`."""
     steps = curve.steps[-1] if curve.steps else 0
     every = max(1, steps // ENOUGH_EVALUATIONS)
-    if steps < ENOUGH_EVALUATIONS:
-        return (f"set train.eval_every: {every} and raise {_length(recipe)}",)
-    return (f"set train.eval_every: {every} for {steps // every} evaluations",)
+    evaluations = (f"set train.eval_every: {every}, for {steps // every} evaluations",) if too_few else ()
+    return evaluations if curve.smoothed is not None else (*evaluations, f"raise {_length(recipe)}")
 
 
 def longer(curve: Curve, recipe: Recipe) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class Thresholds:
     large_rise: float = 0.2
     fallen: float = 0.05
     far_below: float = 0.5
-    metric_noise: float = 2.0
+    metric_noise: float = 3.0
     improving: float = 0.05
     unstable_rise: float = 0.2
     unstable_scale: float = 0.05
@@ -64,7 +64,8 @@ def diagnose(curve: Curve, recipe: Recipe, chance: float | None = None) -> list[
         found.append(_overfitting(curve, loss, recipe) or _still_improving(loss, decisive, curve, recipe))
     findings = [finding for finding in found if finding is not None]
     evaluations = len(decisive.values) if decisive is not None else 0
-    if evaluations < LIMITS.evaluations and not any(finding.name == "overfitting" for finding in findings):
+    few = evaluations < LIMITS.evaluations or curve.smoothed is None
+    if few and not any(finding.name in {"overfitting", "still-improving"} for finding in findings):
         findings.append(_cannot_tell(curve, evaluations, recipe))
     elif not findings:
         assert decisive is not None
@@ -109,9 +110,11 @@ def _overfitting(curve: Curve, loss: Scores, recipe: Recipe) -> Finding | None:
     metric = _metric_beside(curve)
     course = _course_since(metric, step) if metric else None
     if metric and course:
-        words = {"rose": "improved all the same", "held": "did not change much", "fell": "got worse too"}[course]
-        then, since = _around_and_since(metric, step)
-        evidence += f"; {metric.name} {words} (median {then:.4g} around step {step:,}, {since:.4g} since)"
+        at, words = metric.steps.index(step), {"rose": "improved all the same", "fell": "got worse too"}
+        evidence += (
+            f"; {metric.name} {words.get(course, 'did not clearly change')} ({metric.values[at]:.4g} at step {step:,}, "
+            f"{statistics.median(metric.values[at + 1 :]):.4g} at the median since)"
+        )
     if metric and course == "rose":
         return Finding("overfitting", evidence, surer_than_right(curve, metric), step)
     return Finding("overfitting", evidence, less_fit(curve, recipe, step), step)
@@ -151,17 +154,17 @@ def _metric_beside(curve: Curve) -> Scores | None:
 
 
 def _course_since(metric: Scores, step: int) -> Literal["rose", "held", "fell"]:
-    """Tell whether a metric got better, stayed or got worse after a step, by more than noise explains."""
-    then, since = _around_and_since(metric, step)
-    gain = since - then if metric.higher_is_better else then - since
-    line = max(LIMITS.visible * metric.spread, LIMITS.metric_noise * metric.noise)
-    return "rose" if gain > line else "fell" if gain < -line else "held"
+    """Tell whether a metric got better, stayed or got worse after a step, by more than noise explains.
 
-
-def _around_and_since(metric: Scores, step: int) -> tuple[float, float]:
-    """Return the medians of a metric's value at a step with its neighbours, and of those after the step."""
-    at = metric.steps.index(step)
-    return statistics.median(metric.values[max(0, at - 1) : at + 2]), statistics.median(metric.values[at + 1 :])
+    What came later has to be on one side of the value at the step, and clearly of its median with its neighbours.
+    """
+    at, gains = metric.steps.index(step), metric.gains
+    since = statistics.median(gains[at + 1 :])
+    change = since - statistics.median(gains[max(0, at - 1) : at + 2])
+    clear = abs(change) > max(LIMITS.visible * metric.spread, LIMITS.metric_noise * metric.noise)
+    if not clear or change * (since - gains[at]) <= 0:
+        return "held"
+    return "rose" if change > 0 else "fell"
 
 
 def _still_improving(loss: Scores, decisive: Scores, curve: Curve, recipe: Recipe) -> Finding | None:
@@ -219,10 +222,10 @@ def _unstable(curve: Curve, recipe: Recipe) -> Finding | None:
 
 def _underfitting(curve: Curve, recipe: Recipe, chance: float | None) -> Finding | None:
     """Neither loss is clearly below what the frequencies of the labels alone give."""
-    smoothed, loss = curve.smoothed, curve.scores.get(LOSS)
-    if smoothed is None or loss is None or not loss.values or not chance:
+    loss, last = curve.scores.get(LOSS), curve.losses[-curve.window :]
+    if len(last) < curve.window or loss is None or not loss.values or not chance:
         return None
-    trained, lowest = smoothed.means[-1], min(loss.values)
+    trained, lowest = statistics.fmean(last), min(loss.values)
     if min(trained, lowest) < LIMITS.chance * chance:
         return None
     evidence = (
@@ -237,7 +240,7 @@ def _cannot_tell(curve: Curve, evaluations: int, recipe: Recipe) -> Finding:
         f"{evaluations} evaluation{'s' * (evaluations != 1)} in {curve.steps[-1] if curve.steps else 0:,} steps cannot "
         "show whether validation still improves or gets worse"
     )
-    return Finding("cannot-tell", evidence, evaluate_more(curve, recipe))
+    return Finding("cannot-tell", evidence, evaluate_more(curve, recipe, too_few=evaluations < LIMITS.evaluations))
 
 
 def _fine(decisive: Scores) -> Finding:
