@@ -667,13 +667,14 @@ def _run_result(run: Run) -> dict[str, Any]:
         "last_step",
         "stopped_because",
         "metrics",
+        "diagnosis",
         "parameters",
         "freezing",
         "labels",
         "device",
         "precision",
     )
-    return {**{key: run.manifest[key] for key in keys}, "folder": str(run.folder)}
+    return {**{key: run.manifest[key] for key in keys if key in run.manifest}, "folder": str(run.folder)}
 
 
 def _require(*reports: Mapping[str, Any] | None) -> None:

@@ -205,6 +205,11 @@ def print_run(run: Run) -> None:
         f"validation {scores}"
     )
     print(f"           {parameters['trainable']:,} of {parameters['total']:,} parameters trained; {run.model_folder}")
+    for finding in found.get("diagnosis", []):
+        since = f" from step {finding['step']:,}" if finding["step"] is not None else ""
+        print(printable(f"curves     {finding['name']}{since}: {finding['evidence']}"))
+        if finding["change"]:
+            print(printable(f"           to change: {'; '.join(finding['change'])}"))
 
 
 def print_report(report: Mapping[str, Any]) -> None:

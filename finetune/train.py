@@ -55,6 +55,8 @@ from finetune.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
+from finetune.training.curves import Curve
+from finetune.training.diagnosis import chance_loss, diagnose
 from finetune.training.interrupts import Interrupts
 from finetune.training.log import Log, NoLog, read_log
 from finetune.training.loop import Step, optimizer_steps
@@ -368,7 +370,9 @@ class _Training:
         if fitted:
             write_json(self.folder / FITTED, dict(fitted))
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
+        curve = Curve.of(read_log(self.folder / "log.jsonl"), self.settings.early_stopping.metric)
+        findings = diagnose(curve, self.recipe, self._chance_loss())
+        plot_loss_curve(curve, self.folder / "reports" / "loss.png", findings)
         return {
             "kind": "run",
             "format": "adapter" if self.recipe.adapter and not self.recipe.adapter.merge else "transformers",
@@ -381,6 +385,7 @@ class _Training:
             "last_step": self.state.step,
             "stopped_because": self.state.stopped_because,
             "metrics": self._best_scores(),
+            "diagnosis": [finding.as_json() for finding in findings],
             "parameters": {"total": learner.freezing.total, "trainable": learner.freezing.trainable},
             "freezing": [vars(row) for row in learner.freezing.table],
             "device": str(learner.accelerator.device.type),
@@ -423,6 +428,11 @@ class _Training:
             return next(dict(line["average"]) for line in reversed(lines) if "averaged_steps" in line)
         key = "average" if self.state.best_averaged else "validation"
         return next(dict(line[key]) for line in lines if "best" in line and line["step"] == self.state.best_step)
+
+    def _chance_loss(self) -> float | None:
+        count = self.spec.frequencies
+        frequencies = count(self.rows, self.data.labels) if count is not None else None
+        return chance_loss(self.spec.loss, self.settings.loss, frequencies)
 
 
 def logged(scores: Mapping[str, float]) -> dict[str, float | None]:

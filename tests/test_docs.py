@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -15,6 +17,7 @@ from finetune.documents import parse_value
 from finetune.evaluation.metrics.labels import AVERAGES
 from finetune.recipe import DataSection, Recipe, load_recipe
 from finetune.tasks import open_task
+from finetune.training.diagnosis import Name, Thresholds
 from tests.conftest import ROOT
 
 DOCUMENTS = [
@@ -200,3 +203,12 @@ def test_the_document_of_training_names_every_part_and_its_options(parts: regist
     for name in parts.names():
         own = set(parts.get(name).options.model_fields) - {"warmup_steps", "warmup_ratio"}
         assert own == set(re.findall(r"`([a-z0-9_]+)`", named[name])), name
+
+
+def test_the_rules_of_the_learning_curves_have_the_documented_names_and_thresholds() -> None:
+    section = (ROOT / "docs" / "training.md").read_text().split("## Learning curves\n")[1]
+    rows = re.findall(r"^\| `([a-z_]+)` \| ([0-9.]+) \|$", section, re.MULTILINE)
+    assert {name: float(value) for name, value in rows} == asdict(Thresholds())
+    rules = section.split("| threshold |")[0]
+    assert [name for name in asdict(Thresholds()) if f"`{name}`" not in rules] == []
+    assert set(re.findall(r"^\| `([a-z-]+)`(?: from step n)? \|", rules, re.MULTILINE)) == set(get_args(Name))

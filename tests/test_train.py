@@ -100,6 +100,40 @@ def test_max_steps_wins_over_the_epochs(make_recipe: RecipeMaker, tmp_path: Path
     assert (run.manifest["last_step"], run.manifest["stopped_because"]) == (9, "max_steps reached")
 
 
+def test_a_run_keeps_the_diagnosis_of_its_curves_and_a_resumed_one_has_the_same(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a hundredth of the usual rate nothing is learned: both losses stay where guessing the labels would be."""
+    settings = {"max_steps": 24, "eval_every": 4, "learning_rate": 1e-6, "save_every": 8}
+    recipe = load_recipe(make_recipe(train=settings))
+    whole = train(recipe, data, tmp_path / "whole", runtime=CPU)
+    found = {finding["name"]: finding for finding in whole.manifest["diagnosis"]}
+    assert "underfitting" in found
+    assert "1.099" in found["underfitting"]["evidence"], "three labels of the same size"
+    assert "raise train.learning_rate (now 1e-06) or train.max_steps (now 24)" in found["underfitting"]["change"]
+    assert (whole.reports / "loss.png").is_file()
+
+    saved = stage.save_checkpoint
+
+    def killed_after_saving(*arguments: Any) -> None:
+        saved(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(stage, "save_checkpoint", killed_after_saving)
+        train(recipe, data, tmp_path / "killed", runtime=CPU)
+    resumed = train(recipe, data, tmp_path / "killed", runtime=CPU, resume=True)
+    assert resumed.manifest["diagnosis"] == whole.manifest["diagnosis"]
+    assert (resumed.reports / "loss.png").read_bytes() == (whole.reports / "loss.png").read_bytes()
+
+
+def test_one_evaluation_is_too_few_for_a_diagnosis(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    run = train(load_recipe(make_recipe(train={"max_steps": 5})), data, tmp_path / "run", runtime=CPU)
+    assert [finding["name"] for finding in run.manifest["diagnosis"]] == ["cannot-tell"]
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing that would clean up may run after it."""
 
