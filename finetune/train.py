@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +53,7 @@ from finetune.training.checkpoints import (
 from finetune.training.loop import Step, optimizer_steps
 
 INPUTS = "inputs.json"
+Judge = Callable[[int, float], bool]
 
 
 def train(
@@ -63,11 +65,13 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    judge: Judge | None = None,
 ) -> Run:
     """Train in `folder`, going on from a checkpoint of the same recipe if there is one; return the finished run.
 
-    With `resume` there has to be one; with `force` an unfinished run is thrown away. Raises FinetuneError when the
-    unfinished run that is there belongs to another recipe.
+    With `resume` there has to be one; with `force` an unfinished run is thrown away. A `judge` is asked after each
+    evaluation at which training would go on, with the step and the score of early stopping; saying False ends it.
+    Raises FinetuneError when the unfinished run that is there belongs to another recipe.
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     check_code([recipe.train.early_stopping.metric], allow_code=runtime.allow_code)
@@ -76,6 +80,7 @@ def train(
         growing = _open_growing(folder, inputs, resume=resume, force=force)
         try:
             training = _Training(recipe, data, growing, runtime, progress)
+            training.judge = judge
             training.run()
             manifest = training.finish(inputs)
         except BaseException:
@@ -165,6 +170,7 @@ class _Training:
         self.learner, self.spec = open_learner(recipe, data, runtime, progress)
         self.checkpoints = folder / "checkpoints"
         self.patience = _Patience(self.settings.early_stopping)
+        self.judge: Judge | None = None
         self.state = TrainingState()
         features = self.rows.features
         together = Together(features.lengths_of(self.spec.sized_by), features.keys(self.spec.together))
@@ -224,6 +230,9 @@ class _Training:
         scores = self._validation_scores()
         score = scores[self.settings.early_stopping.metric]
         self.state = self.patience.update(self.state, score)
+        ends = self.state.stopped_because or step.number == self.total_steps
+        if self.judge and not ends and not self.judge(step.number, score):
+            self.state = replace(self.state, stopped_because="judged not worth going on")
         best = self.state.best_step == step.number
         if best:
             save_best(self.learner, step.number, self.checkpoints)
@@ -320,11 +329,17 @@ class _Training:
             "device": str(learner.accelerator.device.type),
             "precision": {"no": "fp32"}.get(learner.accelerator.mixed_precision, learner.accelerator.mixed_precision),
             "data_fingerprint": self.data.fingerprint,
+            **self._where_the_data_are(),
             "pretrained_sha256": inputs["model"]["weights_sha256"],
             "fingerprint": fingerprint(inputs),
             "inputs": inputs,
             "versions": versions(),
         }
+
+    def _where_the_data_are(self) -> dict[str, str]:
+        """Return how to find the data from the run, unless they lie beside it."""
+        place = os.path.relpath(self.data.folder.resolve(), self.folder.resolve())
+        return {} if place == os.path.join("..", "data") else {"data_folder": place}  # noqa: PTH118
 
     def _save(self, model: Any) -> None:
         """Save the model; of one with adapters these alone, or, merged, all of it and the adapters beside it."""
