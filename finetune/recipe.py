@@ -717,7 +717,7 @@ class Recipe(Section):
         if self.tune is None:
             return self
         metric = self.tune.metric or self.train.early_stopping.metric
-        problems = list(self.tune.problems(metric))
+        problems = [*self.tune.problems(metric), *self._problems_with(("metric",), {}, info)]
         for tried in (self.tune.samples, self.tune.together):
             if not problems:
                 problems = [found for keys, values in tried() for found in self._problems_with(keys, values, info)]
@@ -742,9 +742,9 @@ class Recipe(Section):
             self.trial(values, context=info.context)
         except RecipeError as error:
             used = ", ".join(f"{name} {value}" for name, value in values.items())
-            alone = keys[:1] != ("space",) or len(keys) > 1
+            said = {*values} if len(values) == 1 else {"train.early_stopping.metric"} - {*values}
             return [
-                (keys, problem.message if alone and problem.path in values else f"{problem} (with {used})")
+                (keys, problem.message if problem.path in said else f"{problem} (with {used})")
                 for problem in error.problems
             ]
         return []

@@ -184,12 +184,11 @@ class TuneSection(_Settings):
             yield ("space", name), "a grid has single values: add `step`, or write them as a list"
         if not endless and self.combinations > LARGEST_GRID:
             yield ("space",), f"expected at most {LARGEST_GRID} combinations in a grid, found {self.combinations}"
-        if self.trials is not None:
+        if self.trials is not None and not endless:
             yield ("trials",), f"a grid has a trial for each combination, which are {self.combinations}; remove it"
 
     def samples(self) -> Iterator[tuple[Keys, Values]]:
         """Yield each value of each setting, of a range its ends, and where it stands; of a grid all combinations."""
-        yield ("metric",), {}
         for name, setting in self.space.items():
             if isinstance(setting, Range):
                 yield ("space", name, "low"), {name: setting.low}

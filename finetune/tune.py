@@ -28,7 +28,8 @@ from finetune.models.loading import read_json
 from finetune.prepare import prepare
 from finetune.progress import Hushed, Progress, Silent
 from finetune.recipe import Recipe
-from finetune.reports.tuning import best_recipe, draw_study, shown, tuning_report
+from finetune.reports.tuning import best_recipe, draw_study, scored, shown, tuning_report
+from finetune.reports.wording import many
 from finetune.runtime import Runtime
 from finetune.train import train
 from finetune.tuning.study import Outcome, Study, Trial, import_optuna
@@ -200,10 +201,10 @@ class Search:
         if found.state == "failed":
             self.progress.note(f"trial {found.number} failed: {found.failure}")
             return
-        said = f"pruned after {found.evaluations} evaluations, " if found.state == "pruned" else ""
+        said = f"pruned after {many(found.evaluations, 'evaluation')}, " if found.state == "pruned" else ""
         leads = " (the best so far)" if best is not None and best.number == found.number else ""
         self.progress.note(
-            f"trial {found.number}: {said}{self.metric} {shown(found.score)}{leads}, {found.steps} steps in "
+            f"trial {found.number}: {said}{self.metric} {scored(found.score)}{leads}, {found.steps} steps in "
             f"{found.seconds:.1f} s"
         )
 

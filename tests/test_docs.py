@@ -14,6 +14,7 @@ from finetune.cli import app
 from finetune.documents import parse_value
 from finetune.evaluation.metrics.labels import AVERAGES
 from finetune.recipe import DataSection, Recipe, load_recipe
+from finetune.space import SEARCHED, Pruning, Range, TuneSection
 from finetune.tasks import open_task
 from tests.conftest import ROOT
 
@@ -22,6 +23,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/data-preparation.md",
     "docs/tasks.md",
+    "docs/tuning.md",
     "data/README.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*.yaml")),
     "benchmarks/banking77.yaml",
@@ -200,3 +202,17 @@ def test_the_document_of_training_names_every_part_and_its_options(parts: regist
     for name in parts.names():
         own = set(parts.get(name).options.model_fields) - {"warmup_steps", "warmup_ratio"}
         assert own == set(re.findall(r"`([a-z0-9_]+)`", named[name])), name
+
+
+def test_the_document_of_searches_names_every_setting_and_what_can_be_searched() -> None:
+    text = (ROOT / "docs" / "tuning.md").read_text()
+    example = parse_value(text.split("```yaml\n")[1].split("```")[0], "docs/tuning.md")
+    assert set(example["tune"]) == set(TuneSection.model_fields)
+    for name in (*Range.model_fields, *set(Pruning.model_fields) - {"name"}, *SEARCHED):
+        assert re.search(rf"`{re.escape(name)}\b", text), name
+    for kind in ("tpe", "random", "grid"):
+        assert f"| `{kind}`" in text
+    recipe = parse_value(
+        (ROOT / "README.md").read_text().split("## A recipe")[1].split("```yaml\n")[1].split("```")[0], ""
+    )
+    assert Recipe.model_validate({**recipe, **example}).tune is not None

@@ -82,6 +82,9 @@ def tuning_report(report: Mapping[str, Any]) -> str:
     for title, picture in report["pictures"].items():
         found = f"![{title}]({picture['file']})" if "file" in picture else f"Left out: {picture['left_out']}."
         parts += [f"## {title}", found]
+        if "values" in picture:
+            finished = sum(trial["state"] == "finished" for trial in report["trials"])
+            parts.append(f"By PED-ANOVA, from {many(finished, 'finished trial')}: a guess where they are few.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,7 +147,7 @@ def draw_study(study: optuna.Study, metric: str, folder: Path) -> dict[str, dict
         if "left_out" in picture:
             (folder / name).unlink(missing_ok=True)
         else:
-            _draw(study, metric, folder / name)
+            _draw(study, metric, importance.get("values", {}), folder / name)
             picture["file"] = name
     return found
 
@@ -164,7 +167,7 @@ def _importances(study: optuna.Study, finished: Sequence[Any]) -> dict[str, floa
     return values if max(values.values()) - min(values.values()) > 1e-9 else {}
 
 
-def _draw(study: optuna.Study, metric: str, target: Path) -> None:
+def _draw(study: optuna.Study, metric: str, values: Mapping[str, float], target: Path) -> None:
     import warnings
 
     import matplotlib
@@ -179,10 +182,12 @@ def _draw(study: optuna.Study, metric: str, target: Path) -> None:
         if target.stem == "history":
             axes = pictures.plot_optimization_history(study, target_name=plain_label(metric))
         else:
-            axes = pictures.plot_param_importances(study, target_name=plain_label(metric))
+            axes = pictures.plot_param_importances(study, params=list(values), target_name=plain_label(metric))
         figure = axes.get_figure(root=True)
         assert figure is not None
         figure.set_size_inches(9, 4.5)
+        if target.stem == "history":
+            axes.xaxis.get_major_locator().set_params(integer=True)  # trials are numbered
         figure.set_layout_engine("constrained")
         save_figure(figure, target)
         pyplot.close(figure)

@@ -61,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a trial. `evaluations` counts those that were reported; `score` is its best, or its last."""
+    """What is known of a trial; its score is the best of its evaluations, or, if it was pruned, the last."""
 
     number: int
     state: str
@@ -244,7 +244,8 @@ class Study:
             values=values_of(self.settings.space, found.params),
             score=found.value if found.state.name in ("COMPLETE", "PRUNED") else None,
             steps=attributes.get("steps", 0),
-            evaluations=len(attributes.get("evaluated", [])),
+            # of the last evaluation nobody asks whether to go on
+            evaluations=len(attributes.get("evaluated", [])) + (found.state.name == "COMPLETE"),
             seconds=attributes.get("seconds", 0.0),
             failure=attributes.get("failure", ""),
         )
