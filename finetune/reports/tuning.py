@@ -171,6 +171,7 @@ def _draw(study: optuna.Study, metric: str, values: Mapping[str, float], target:
     import warnings
 
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
     from optuna.visualization import matplotlib as pictures
 
     # Optuna draws with pyplot, and changes the style of all pictures to come
@@ -187,7 +188,7 @@ def _draw(study: optuna.Study, metric: str, values: Mapping[str, float], target:
         assert figure is not None
         figure.set_size_inches(9, 4.5)
         if target.stem == "history":
-            axes.xaxis.get_major_locator().set_params(integer=True)  # trials are numbered
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # trials are numbered
         figure.set_layout_engine("constrained")
         save_figure(figure, target)
         pyplot.close(figure)

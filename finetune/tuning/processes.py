@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import IO
 
 from finetune.errors import FinetuneError
 from finetune.progress import Progress
 
 ENDING_SECONDS = 30.0
 POLL_SECONDS = 0.2
+SHOWN_LINES = 40  # of what a worker said last
 ENDED_BY_SIGNAL = 128  # and the signal's number: what our command line exits with
 
 
@@ -33,79 +34,89 @@ def launcher(command: Sequence[str], workers: int, progress: Progress) -> Callab
 
     def launch() -> None:
         progress.note(f"{workers} workers")
-        processes = [_start(command, number) for number in range(1, workers + 1)]
-        listeners = [_listen(process, number, progress) for number, process in enumerate(processes, start=1)]
+        started = [_Worker(command, number, progress) for number in range(1, workers + 1)]
         try:
-            _wait(processes, progress)
+            _wait(started, progress)
         finally:
-            _end(processes)
-            for listener in listeners:
-                listener.join()
+            _end(started)
 
     return launch
 
 
-def _start(command: Sequence[str], number: int) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-m", "finetune", *command, "--worker", str(number)]
-    return subprocess.Popen(  # noqa: S603 -- our own command line
-        arguments,
-        stdin=subprocess.PIPE,  # it closes when we are gone, however we went
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # Ctrl-C is our business: we tell them
-    )
+class _Worker:
+    """A process, and what it said last."""
+
+    def __init__(self, command: Sequence[str], number: int, progress: Progress) -> None:
+        self.number = number
+        self._said: deque[str] = deque(maxlen=SHOWN_LINES)
+        self.process = subprocess.Popen(  # noqa: S603 -- our own command line
+            [sys.executable, "-m", "finetune", *command, "--worker", str(number)],
+            stdin=subprocess.PIPE,  # it closes when we are gone, however we went
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is our business: we tell them
+        )
+        self._listener = threading.Thread(target=self._listen, args=(progress,), daemon=True)
+        self._listener.start()
+
+    def _listen(self, progress: Progress) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._said.append(line.rstrip())
+            progress.note(f"[{self.number}] {line.rstrip()}")
+
+    def last_words(self) -> str:
+        """Return what it said last: its error, if it ended by one."""
+        self._listener.join()
+        said = list(self._said)
+        first = next((place for place, line in enumerate(said) if line.startswith("error: ")), 0)
+        return "\n".join(said[first:]).removeprefix("error: ")
+
+    def close(self) -> None:
+        """Wait for the process, which was told to end, and take down what joined us."""
+        try:
+            self.process.wait(timeout=ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._listener.join()
+        for stream in (self.process.stdin, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
 
-def _listen(process: subprocess.Popen[str], number: int, progress: Progress) -> threading.Thread:
-    def pass_on(stream: IO[str]) -> None:
-        for line in stream:
-            progress.note(f"[{number}] {line.rstrip()}")
-
-    assert process.stderr is not None
-    listener = threading.Thread(target=pass_on, args=(process.stderr,), daemon=True)
-    listener.start()
-    return listener
-
-
-def _wait(processes: Sequence[subprocess.Popen[str]], progress: Progress) -> None:
-    running = dict(enumerate(processes, start=1))
-    killed = 0
+def _wait(workers: Sequence[_Worker], progress: Progress) -> None:
+    running, killed = list(workers), 0
     while running:
-        for number, process in list(running.items()):
+        for worker in list(running):
             try:
-                code = process.wait(timeout=POLL_SECONDS)
+                code = worker.process.wait(timeout=POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 continue
-            del running[number]
+            running.remove(worker)
             if code < 0 or code > ENDED_BY_SIGNAL:
                 killed += 1
                 by = -code if code < 0 else code - ENDED_BY_SIGNAL
-                progress.note(f"[{number}] ended by signal {by}; the others go on, with its trial too")
+                progress.note(f"[{worker.number}] ended by signal {by}; the others go on, with its trial too")
                 continue
             if code == FinetuneError.exit_code:
-                raise FinetuneError(f"tune: worker {number} could not go on; it says why above")
-            assert code == 0, f"worker {number} ended with exit code {code}"
-    if killed == len(processes):
+                raise FinetuneError(f"worker {worker.number}: {worker.last_words()}")
+            assert code == 0, f"worker {worker.number} ended with exit code {code}:\n{worker.last_words()}"
+    if killed == len(workers):
         raise FinetuneError(
             "tune: every worker was killed, most likely for want of memory. Take fewer --workers, or smaller batches "
             "in tune.space, and run the command again."
         )
 
 
-def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in processes:
-        try:
-            process.wait(timeout=ENDING_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        if worker.process.poll() is None:
+            worker.process.send_signal(signal.SIGTERM)
+    for worker in workers:
+        worker.close()
 
 
 def end_with_parent() -> None:
