@@ -24,8 +24,9 @@ from pydantic import (
 )
 
 from finetune import registry
-from finetune.documents import Document, Keys, dotted, override, read_document
+from finetune.documents import Document, Keys, assign, dotted, override, read_document
 from finetune.errors import FinetuneError, Problem, RecipeError, suggestion
+from finetune.space import TuneSection
 from finetune.urls import without_secrets
 
 
@@ -693,6 +694,7 @@ class Recipe(Section):
     metrics: Many[Metric] = ()
     quantize: Backend | None = None
     gates: Annotated[tuple[Gate, ...], BeforeValidator(_gates)] = ()
+    tune: TuneSection | None = None
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
@@ -733,6 +735,63 @@ class Recipe(Section):
         if problems:
             raise _Problems(problems)
         return self
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self, info: ValidationInfo) -> Recipe:
+        """Build the recipe with every value of `tune.space`, so that no trial meets an illegal one."""
+        if self.tune is None:
+            return self
+        metric = self.tune.metric or self.train.early_stopping.metric
+        problems = [*self.tune.problems(metric), *self._problems_with(("metric",), {}, info)]
+        for tried in (self.tune.samples, self.tune.together):
+            if not problems:
+                problems = [found for keys, values in tried() for found in self._problems_with(keys, values, info)]
+        problems = problems or list(self._problems_of_yardstick(metric))
+        if problems:
+            raise _Problems([(("tune", *keys), message) for keys, message in problems])
+        return self
+
+    def _problems_of_yardstick(self, metric: str) -> Iterator[tuple[Keys, str]]:
+        """Yield the settings that would change what the score means."""
+        assert self.tune is not None
+        if metric == "loss" and not self.spec.adds_up and "train.batch_size" in self.tune.space:
+            message = "the loss compares the rows of a batch, and is another one for batches of another size"
+            yield ("space", "train.batch_size"), f"{message}; set `tune.metric`"
+        if self.spec.kind in {"language", "texts"} and (metric == "loss" or not is_written(metric)):
+            for name in {"model", "model.id"} & set(self.tune.space) if metric != "bits-per-byte" else ():
+                message = f"{metric} is by token, and other models have other tokens"
+                yield ("space", name), f"{message}; set `tune.metric`, for example to bits-per-byte"
+
+    def _problems_with(self, keys: Keys, values: Mapping[str, Any], info: ValidationInfo) -> list[tuple[Keys, str]]:
+        try:
+            self.trial(values, context=info.context)
+        except RecipeError as error:
+            used = ", ".join(f"{name} {value}" for name, value in values.items())
+            said = {*values} if len(values) == 1 else {"train.early_stopping.metric"} - {*values}
+            return [
+                (keys, problem.message if problem.path in said else f"{problem} (with {used})")
+                for problem in error.problems
+            ]
+        return []
+
+    def trial(self, values: Mapping[str, Any], *, context: Any = None) -> Recipe:
+        """Return the recipe of a trial: with values of some settings, by their dotted names, judged by `tune.metric`.
+
+        Raises RecipeError for values that are not allowed.
+        """
+        plain = {name: value for name, value in self.resolved().items() if name != "tune"}
+        settings = dict(values)
+        if self.tune is not None and self.tune.metric is not None:
+            settings["train.early_stopping.metric"] = self.tune.metric
+        document = Document(plain)
+        for name, value in settings.items():
+            document = assign(document, name, value)
+        try:
+            made = Recipe.model_validate(document.values, context=context)
+        except ValidationError as error:
+            raise RecipeError(list(_problems(error, document, Recipe, ()))) from None
+        data = made.data.model_copy(update={"source": self.data.source})  # with what gives access to it
+        return made.model_copy(update={"data": data})
 
     @property
     def _task(self) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -63,6 +64,7 @@ from finetune.training.loop import Step, optimizer_steps
 from finetune.training.stopping import Explosion, Patience
 
 SHOWN_ROWS = 8
+Judge = Callable[[int, float], bool]
 
 
 def train(
@@ -74,11 +76,14 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    judge: Judge | None = None,
 ) -> Run:
     """Train in `folder`, going on from a checkpoint of the same recipe if there is one; return the finished run.
 
     With `resume` there has to be one; with `force` an unfinished run is thrown away, with both it goes on whatever has
-    changed of its training. Raises FinetuneError when the unfinished run that is there cannot go on with this recipe.
+    changed of its training. A `judge` is asked after each evaluation at which training would go on, with the step and
+    the score of early stopping; saying False ends it. Raises FinetuneError when the unfinished run that is there cannot
+    go on with this recipe.
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     check_code([recipe.train.early_stopping.metric], allow_code=runtime.allow_code)
@@ -87,6 +92,7 @@ def train(
         growing = on_main(lambda: open_growing(folder, inputs, progress, resume=resume, force=force))
         try:
             training = _Training(recipe, data, growing, runtime, progress)
+            training.judge = judge
             training.run()
             manifest = training.finish(inputs)
         except BaseException:
@@ -107,6 +113,7 @@ class _Training:
         self.learner, self.spec = open_learner(recipe, data, runtime, progress)
         self.checkpoints = folder / "checkpoints"
         self.patience = Patience(self.settings.early_stopping)
+        self.judge: Judge | None = None
         self.state = TrainingState()
         self.averaged_steps: list[int] = []
         device = self.learner.accelerator.device.type
@@ -237,6 +244,7 @@ class _Training:
             averaged = self.patience.better(others[metric], scores[metric])
             scores = others if averaged else scores
         state = self.patience.update(replace(self.state, unscored=False), scores[metric])
+        state = self._judged(state, scores[metric])
         best = state.best_step == step
         if best:
             state = replace(state, best_averaged=averaged)
@@ -252,6 +260,14 @@ class _Training:
         self.progress.note(
             f"step {step}, epoch {line['epoch'] + 1}: validation {shown}{f' ({marks})' if marks else ''}"
         )
+
+    def _judged(self, state: TrainingState, score: float) -> TrainingState:
+        """Return the state after the judge has been asked, if there is one and training would go on."""
+        ends = state.stopped_because or state.step == self.total_steps
+        judge = self.judge
+        if judge is None or ends or on_main(lambda: judge(state.step, score)):
+            return state
+        return replace(state, stopped_because="judged not worth going on")
 
     def _with_best_steps(self, state: TrainingState, score: float) -> TrainingState:
         """Return the state with this step among the best ones, if the best are to be averaged and it is one."""
@@ -391,11 +407,17 @@ class _Training:
             "device": str(learner.accelerator.device.type),
             "precision": {"no": "fp32"}.get(learner.accelerator.mixed_precision, learner.accelerator.mixed_precision),
             "data_fingerprint": self.data.fingerprint,
+            **self._where_the_data_are(),
             "pretrained_sha256": inputs["model"]["weights_sha256"],
             "fingerprint": fingerprint(inputs),
             "inputs": inputs,
             "versions": versions(),
         }
+
+    def _where_the_data_are(self) -> dict[str, str]:
+        """Return how to find the data from the run, unless they lie beside it."""
+        place = os.path.relpath(self.data.folder.resolve(), self.folder.resolve())
+        return {} if place == os.path.join("..", "data") else {"data_folder": place}  # noqa: PTH118
 
     def _write_model(self, model: Any) -> None:
         """Save the model; of one with adapters these alone, or, merged, all of it and the adapters beside it."""

@@ -115,8 +115,8 @@ def test_a_run_keeps_the_diagnosis_of_its_curves_and_a_resumed_one_has_the_same(
 
     saved = stage.save_checkpoint
 
-    def killed_after_saving(*arguments: Any) -> None:
-        saved(*arguments)
+    def killed_after_saving(*arguments: Any, **named: Any) -> None:
+        saved(*arguments, **named)
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -132,6 +132,41 @@ def test_one_evaluation_is_too_few_for_a_diagnosis(
 ) -> None:
     run = train(load_recipe(make_recipe(train={"max_steps": 5})), data, tmp_path / "run", runtime=CPU)
     assert [finding["name"] for finding in run.manifest["diagnosis"]] == ["cannot-tell"]
+
+
+def test_a_judge_is_asked_wherever_training_would_go_on_and_ends_it(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    stopping = {"metric": "accuracy"}
+    recipe = load_recipe(make_recipe(train={"max_steps": 8, "eval_every": 2, "early_stopping": stopping}))
+    asked: list[tuple[int, float]] = []
+    patient = train(recipe, data, tmp_path / "a", runtime=CPU, judge=lambda *found: asked.append(found) is None)
+    assert asked == [(line["step"], line["validation"]["accuracy"]) for line in scores_of(patient)][:3]
+    assert patient.manifest["stopped_because"] == "max_steps reached"
+    harsh = train(recipe, data, tmp_path / "b", runtime=CPU, judge=lambda step, score: step < 4)
+    assert (harsh.manifest["last_step"], harsh.manifest["stopped_because"]) == (4, "judged not worth going on")
+    assert scores_of(harsh) == scores_of(patient)[:2]
+
+
+def test_who_was_out_of_patience_anyway_is_not_judged(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    stopping = {"metric": "accuracy", "patience": 1, "min_delta": 1.0}
+    recipe = load_recipe(make_recipe(train={"max_steps": 50, "eval_every": 2, "early_stopping": stopping}))
+    asked: list[int] = []
+    run = train(recipe, data, tmp_path / "run", runtime=CPU, judge=lambda step, score: asked.append(step) is None)
+    assert (asked, run.manifest["last_step"]) == ([2], 4)
+
+
+def test_a_run_says_where_its_data_are_unless_they_lie_beside_it(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    recipe = load_recipe(make_recipe(train={"max_steps": 1}))
+    beside = train(recipe, data, tmp_path / "run", runtime=CPU)
+    apart = train(recipe, data, tmp_path / "some" / "where" / "run", runtime=CPU)
+    assert "data_folder" not in beside.manifest
+    assert apart.manifest["data_folder"] == "../../../data"
+    assert beside.data_folder() == apart.data_folder() == data.folder
 
 
 class Killed(BaseException):
