@@ -495,6 +495,9 @@ class PenaltySection(Section):
 class TrainSection(Section):
     """The training loop.
 
+    `learning_rate_of` says for steps of how many rows `learning_rate` is meant: for other ones it is scaled linearly
+    (Goyal et al. 2017).
+
     With `gradient_checkpointing` the layers' activations are computed again in the backward pass instead of being kept
     (Chen et al. 2016): the same gradients with less memory, for about a third more time. With `layer_decay` below 1
     each layer learns at so much of the rate of the one above it, the embeddings slowest. `sampling: balanced` draws
@@ -511,6 +514,7 @@ class TrainSection(Section):
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     gradient_checkpointing: bool = False
     learning_rate: Annotated[float, Field(gt=0, lt=10)] = 5e-5
+    learning_rate_of: Annotated[int, Field(ge=1)] | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     loss: Loss | None = None
     optimizer: Optimizer = Part(name="adamw", options={"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8})
@@ -529,12 +533,36 @@ class TrainSection(Section):
     sampling: Literal["all", "balanced"] = "all"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate that the schedule multiplies: the recipe's, or scaled by the rows of a step."""
+        if self.learning_rate_of is None:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size * self.gradient_accumulation / self.learning_rate_of
 
     @field_validator("device")
     @classmethod
     def _device_name(cls, device: str) -> str:
         return check_device(device)
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> TrainSection:
+        problems: list[tuple[Keys, str]] = []
+        warmup = self.schedule.options.get("warmup_steps", 0)
+        if self.max_steps is not None and warmup >= self.max_steps:
+            message = f"expected fewer steps than train.max_steps ({self.max_steps}), found {warmup}"
+            problems.append((("schedule", "warmup_steps"), message))
+        if self.precision == "tf32" and self.device != "auto" and not self.device.startswith("cuda"):
+            message = f"tf32 is of NVIDIA GPUs, and `device` is {self.device}; use fp32 or bf16"
+            problems.append((("precision",), message))
+        if self.average_best and self.eval_every and self.max_steps and self.max_steps < 2 * self.eval_every:
+            message = "one evaluation leaves nothing to be averaged; lower train.eval_every, or remove it"
+            problems.append((("average_best",), message))
+        if problems:
+            raise _Problems(problems)
+        return self
 
 
 class GenerationSection(Section):

@@ -119,6 +119,12 @@ class _Training:
         device = self.learner.accelerator.device.type
         self.batches = Batches.of(recipe, self.rows.features, self.spec, device)
         self.total_steps = self.batches.total_steps
+        warmup = self.settings.schedule.options.get("warmup_steps", 0)
+        if warmup >= self.total_steps:
+            raise FinetuneError(
+                f"train.schedule.warmup_steps: expected fewer steps than training takes ({self.total_steps}), found "
+                f"{warmup}. Lower it, use warmup_ratio, or train for longer."
+            )
         steps = (self.total_steps, self.batches.steps_per_epoch)
         for told in (self.batches.describe_sampling(data.labels), describe_stages(self.learner.freezing, *steps)):
             if told:
@@ -216,7 +222,7 @@ class _Training:
             self.learner,
             self.rows.features,
             self.batches.epoch,
-            learning_rate=self.settings.learning_rate,
+            learning_rate=self.settings.peak_learning_rate,
             schedule=schedule,
             total_steps=self.total_steps,
             max_gradient_norm=self.settings.max_gradient_norm,
