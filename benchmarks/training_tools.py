@@ -204,7 +204,7 @@ def main() -> None:
             print(parts[-1], file=sys.stderr, flush=True)
     head = (
         f"{machine()}. Seeds {', '.join(map(str, given.seeds))}; in brackets paired 95 % bootstrap intervals over test "
-        "rows, the seeds averaged; in bold what is beyond chance. `imbalance`: GoEmotions' rows with one of six labels: "
+        "rows, the seeds averaged; in bold what is beyond chance. `imbalance`: GoEmotions' rows of six labels, "
         "2,000 of neutral and 40 of each of five others in training, 4,000 and 80 in the test. `few-rows`: banking77 "
         "with 10 training rows of each of 77 intents, and what is left of them, 50 at most, in the test. Each run kept "
         "the best of its evaluations by the validation split's macro F1."
