@@ -152,10 +152,15 @@ class _Training:
         if self.state.unscored:  # the evaluation after the last step was interrupted
             self._evaluate(log, interrupts)
         losses = Explosion().see(on_main(log.losses))
-        saved = time.monotonic()
+        saved, fitting = time.monotonic(), self.learner.rows_that_fit
         with self.progress.bar("training", self.total_steps, start=self.state.step) as bar:
             for step in self._steps():
                 log.write(step.as_json())
+                if self.learner.rows_that_fit != fitting:
+                    fitting = self.learner.rows_that_fit
+                    self.progress.note(
+                        f"memory holds {fitting} rows at a time from here on; the gradients are the same"
+                    )
                 due = self._due(step, self.settings.eval_every)
                 self.state = replace(self.state, step=step.number, unscored=due)
                 if reason := losses.see([step.loss]).found:
