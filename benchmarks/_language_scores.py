@@ -26,7 +26,8 @@ def sequences(kind: str, rows: list[Row], tokenizer: Any, most: int) -> list[tup
         found = [([*prompt, *answer, end], len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
         return [(ids, given) for ids, given in found if len(ids) <= most]  # whole rows alone
     texts = tokenizer([row["text"] for row in rows], add_special_tokens=False)["input_ids"]
-    return [([end, *text, end][:most], 1) for text in texts]  # a text begins behind the end of another
+    # a text begins behind the end of another, as the reference has learned it, and ours has not
+    return [([end, *text, end][:most], 1) for text in texts]
 
 
 def losses(job: dict[str, Any], model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -26,6 +27,7 @@ from finetune.console import (
     print_range_test,
     print_report,
     print_run,
+    print_tuning,
     printable,
 )
 from finetune.data.rows import list_reasons
@@ -360,6 +362,56 @@ def _train_in_processes(recipe: Path, overrides: list[str], processes: int, thre
     sys.exit(code)
 
 
+@app.command()
+def tune(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=256, metavar="N", help="Processes that train trials side by side.")
+    ] = 1,
+    worker: Annotated[int | None, typer.Option("--worker", hidden=True)] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    force: ForceOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Search for better settings: train with many values of those in the recipe's `tune`, and write the best down.
+
+    Judged by the validation split; the test split is not looked at. The same command goes on with a search that was
+    interrupted. --force throws its trials away.
+
+    \b
+    finetune tune recipes/tune-small.yaml
+    finetune tune recipes/tune-small.yaml --workers 2 --set tune.trials=40
+    """
+    job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
+    if worker is not None:  # one of the processes that the command below starts
+        from finetune.tuning.processes import end_with_parent
+
+        end_with_parent()
+        job.work()
+        return
+    launch = None
+    if workers > 1:
+        from finetune.tuning.processes import launcher, threads_of_each
+
+        options = [*(part for assignment in overrides or [] for part in ("--set", assignment))]
+        options += ["--output", str(job.root), "--threads", str(job.runtime.threads or threads_of_each(workers))]
+        options += ["--device", job.runtime.device, *["--allow-code"] * allow_code, *["--verbose"] * verbose]
+        launch = launcher(["tune", str(recipe), *options], workers, job.progress)
+    report = job.tune(launch)
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        print_tuning(report)
+        print(f"report     {job.tune_folder / 'report.md'}")
+        print(f"next       finetune run {shlex.quote(report['best_recipe'])}")
+
+
 @app.command(name="eval")
 def evaluate(
     target: TargetArgument,
@@ -667,13 +719,14 @@ def _run_result(run: Run) -> dict[str, Any]:
         "last_step",
         "stopped_because",
         "metrics",
+        "diagnosis",
         "parameters",
         "freezing",
         "labels",
         "device",
         "precision",
     )
-    return {**{key: run.manifest[key] for key in keys}, "folder": str(run.folder)}
+    return {**{key: run.manifest[key] for key in keys if key in run.manifest}, "folder": str(run.folder)}
 
 
 def _require(*reports: Mapping[str, Any] | None) -> None:

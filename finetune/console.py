@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 UNDEFINED = "not defined"
 PLAIN_EVERY_SECONDS = 10.0
-SHOWN_FINDINGS, SHOWN_STEPS = 5, 3
+SHOWN_FINDINGS, SHOWN_STEPS, SHOWN_TRIALS = 5, 3, 5
 
 
 def printable(text: str) -> str:
@@ -195,6 +195,19 @@ def print_range_test(report: Mapping[str, Any]) -> None:
     print()
 
 
+def print_tuning(report: Mapping[str, Any]) -> None:
+    """Print what a search found: the best trials, and what to do with the best."""
+    from finetune.reports.tuning import caution, counted, ranked, scored, shown
+
+    best = report["best"]
+    print(f"\ntrials     {counted(report)}")
+    for trial in ranked(report)[:SHOWN_TRIALS]:
+        values = ", ".join(f"{name} {shown(value)}" for name, value in trial["values"].items())
+        print(f"{trial['number']:>10} {scored(trial['score']):>7} {trial['state']:<9} {printable(values)}")
+    print(f"best       trial {best['number']}: validation {printable(report['metric'])} {scored(best['score'])}")
+    print(f"           {caution(report)}")
+
+
 def print_run(run: Run) -> None:
     """Print what training gave."""
     found = run.manifest
@@ -205,6 +218,11 @@ def print_run(run: Run) -> None:
         f"validation {scores}"
     )
     print(f"           {parameters['trainable']:,} of {parameters['total']:,} parameters trained; {run.model_folder}")
+    for finding in found.get("diagnosis", []):
+        since = f" from step {finding['step']:,}" if finding["step"] is not None else ""
+        print(printable(f"curves     {finding['name']}{since}: {finding['evidence']}"))
+        if finding["change"]:
+            print(printable(f"           to change: {'; '.join(finding['change'])}"))
 
 
 def print_report(report: Mapping[str, Any]) -> None:

@@ -287,6 +287,8 @@ def override(document: Document, assignments: list[str]) -> Document:
         keys = tuple(path.strip().split("."))
         if keys[0] == "gates" and len(keys) > 1:  # the names of gates have dots of their own
             keys = ("gates", ".".join(keys[1:]))
+        if keys[:2] == ("tune", "space") and len(keys) > 2:  # and so have the settings that are searched
+            keys = ("tune", "space", ".".join(keys[2:]))
         where = f"--set {assignment}"
         if not equals or not all(keys):
             problems.append(Problem(where, "", "expected section.key=value"))
@@ -305,7 +307,19 @@ def override(document: Document, assignments: list[str]) -> Document:
     return document
 
 
+def assign(document: Document, setting: str, value: Any) -> Document:
+    """Return the document with another value of a setting, given by its dotted name; a mapping is merged."""
+    return merge(document, Document(_nested(setting, value)))
+
+
+def _nested(setting: str, value: Any) -> dict[str, Any]:
+    for key in reversed(setting.split(".")):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    _resolve_searched_paths(values.get("tune"), folder)
     for keys in PATH_SETTINGS:
         section = values.get(keys[0])
         if isinstance(section, dict) and keys[1] in section:
@@ -325,6 +339,27 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     stopping = train.get("early_stopping") if isinstance(train, dict) else None
     if isinstance(stopping, dict) and "metric" in stopping:
         stopping["metric"] = _resolve_metric(stopping["metric"], folder)
+
+
+def _resolve_searched_paths(tune: Any, folder: Path) -> None:
+    """Make the paths among the values of `tune.space` absolute, and that of `tune.metric`."""
+    if not isinstance(tune, dict):
+        return
+    if "metric" in tune:
+        tune["metric"] = _resolve_metric(tune["metric"], folder)
+    if isinstance(tune.get("space"), dict):
+        tune["space"] = {
+            setting: [_resolve_value(setting, value, folder) for value in given] if isinstance(given, list) else given
+            for setting, given in tune["space"].items()
+        }
+
+
+def _resolve_value(setting: str, value: Any, folder: Path) -> Any:
+    values = _nested(setting, value)
+    _resolve_paths(values, folder)
+    for key in setting.split("."):
+        values = values[key]
+    return values
 
 
 def _resolve_path(keys: Keys, value: Any, folder: Path) -> Any:

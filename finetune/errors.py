@@ -15,6 +15,9 @@ from typing import ClassVar
 # Terminated (143)         SIGTERM arrived; like KeyboardInterrupt, not an Exception
 
 
+SHOWN = 20  # of the names that are known
+
+
 class FinetuneError(Exception):
     """A mistake that the user can fix; the message says what was expected, what was found and how to fix it."""
 
@@ -84,4 +87,5 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if nearest:
         return f", did you mean {nearest[0]}?"
-    return f" (known: {', '.join(known)})" if known else ""
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f" (known: {', '.join(known[:SHOWN])}{more})" if known else ""

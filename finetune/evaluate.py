@@ -123,6 +123,7 @@ def evaluate(
         "dropped_lines": scored.dropped_lines or None,
         "unknown_labels": scored.unknown_labels or None,
         "seen_in_training": _seen_in_training(data, scored, spec) if data else None,
+        "diagnosis": run.manifest.get("diagnosis"),
         "run_fingerprint": run.fingerprint,
         "fingerprint": fingerprint(report_inputs(run, recipe, names, split, source, has_data=data is not None)),
     }
@@ -393,9 +394,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     _, spec = open_task(report["task"], report.get("task_options", {}))
     sections = spec.sections(report)
     pictures = draw_sections(sections, folder, name)
-    if (folder / "loss.png").is_file():
-        pictures["Loss by step"] = "loss.png"
-    write_text(folder / f"{name}.md", evaluation_report(report, sections, pictures, spec.worst_means))
+    curves = "loss.png" if (folder / "loss.png").is_file() else None
+    write_text(folder / f"{name}.md", evaluation_report(report, sections, pictures, spec.worst_means, curves))
     write_json(folder / f"{name}.json", report)
 
 

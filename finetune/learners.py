@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -89,15 +89,19 @@ def open_learner(
             model = model.to(accelerator.device)
         with accelerator.autocast():
             check_model(task, model)
-    optimizer = make(model.named_parameters(), recipe.train.learning_rate)
+    optimizer = make(model.named_parameters(), recipe.train.peak_learning_rate)
     give_rates(optimizer, model, freezing.rates)
     # shapes lie on no device, and cannot be moved
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=[shapes is None] * 2)
-    penalty = Penalty(model, recipe.train.penalty) if recipe.train.penalty else None
-    average = MovingAverage(accelerator.unwrap_model(model), recipe.train.ema) if recipe.train.ema else None
+    divisible = spec.adds_up and spec.together is None
+    with shapes.watch() if shapes is not None else nullcontext():
+        penalty = Penalty(model, recipe.train.penalty) if recipe.train.penalty else None
+        average = MovingAverage(accelerator.unwrap_model(model), recipe.train.ema) if recipe.train.ema else None
     rows = data.split("train")
     fitted = {**(spec.fit_targets(rows.rows) if spec.fit_targets else {}), **_fit_loss(recipe, spec, data)}
-    return Learner(accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws, penalty, average), spec
+    return Learner(
+        accelerator, model, optimizer, freezing, task, tokenizer, fitted, spec.draws, penalty, average, divisible
+    ), spec
 
 
 def _fit_loss(recipe: Recipe, spec: TaskSpec, data: PreparedData) -> dict[str, Any]:

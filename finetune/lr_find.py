@@ -58,7 +58,7 @@ def lr_find(
         "model": recipe.model.title,
         "device": learner.accelerator.device.type,
         "optimizer": recipe.train.optimizer.name,
-        "learning_rate": recipe.train.learning_rate,
+        "learning_rate": recipe.train.peak_learning_rate,
         "rates_differ": bool(learner.freezing.rates),
         "sweep": {"from": sweep.lowest, "to": sweep.highest, "steps": sweep.steps},
         "epochs": round(len(taken) / batches.steps_per_epoch, 2),

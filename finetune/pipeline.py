@@ -45,6 +45,7 @@ from finetune.runtime import Runtime
 from finetune.train import train
 from finetune.training.range_test import Sweep
 from finetune.training.tracking import check_installed
+from finetune.tune import tune, work
 
 Result = TypeVar("Result")
 Name = Literal["prepare", "train", "eval", "quantize"]
@@ -132,6 +133,37 @@ class Job:
         return lr_find(
             self.recipe, data, self.lr_find_folder, sweep=sweep, runtime=self.runtime, progress=self.progress
         )
+
+    @property
+    def tune_folder(self) -> Path:
+        """Where the trials of a search are, and what came of them."""
+        return self.root / "tune"
+
+    def tune(self, launch: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Return the report of a search for better settings, done here or by the processes that `launch` starts."""
+        data = self._data_to_tune_on()
+        return tune(
+            self.recipe,
+            data,
+            self.tune_folder,
+            launch=launch,
+            runtime=self.runtime,
+            force=self.force,
+            progress=self.progress,
+        )
+
+    def work(self) -> None:
+        """Train trials of the search that another process leads."""
+        work(self.recipe, self._data_to_tune_on(), self.tune_folder, runtime=self.runtime, progress=self.progress)
+
+    def _data_to_tune_on(self) -> PreparedData:
+        if self.recipe.tune is None:
+            raise FinetuneError(
+                "tune: the recipe does not say what to search; add for example "
+                "`tune: {space: {train.learning_rate: {low: 1e-5, high: 5e-4, log: true}}}`"
+            )
+        self.require_training()
+        return self.data()
 
     def run(self, *, asked: bool = False) -> Run:
         """Return the trained run, made now if need be, on data that is made if need be."""

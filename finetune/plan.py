@@ -79,4 +79,4 @@ def _schedule(recipe: Recipe, steps: int) -> list[dict[str, float]]:
     factor = registry.schedules.get(settings.schedule.name).build(settings.schedule.options)
     highest = max(range(steps), key=lambda step: factor(step, steps))
     shown = sorted({0, *evenly(range(steps), SHOWN_STEPS), highest, steps - 1})
-    return [{"step": step + 1, "learning_rate": settings.learning_rate * factor(step, steps)} for step in shown]
+    return [{"step": step + 1, "learning_rate": settings.peak_learning_rate * factor(step, steps)} for step in shown]

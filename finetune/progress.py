@@ -45,3 +45,22 @@ class Silent:
 class _SilentBar:
     def advance(self, count: int = 1, text: str = "") -> None:
         pass
+
+
+class Hushed:
+    """A listener of a stage that is done many times: its notes are details, its bars stay."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def note(self, message: str) -> None:
+        """Say it to a curious user alone."""
+        self._progress.detail(message)
+
+    def detail(self, message: str) -> None:
+        """Say it to a curious user alone."""
+        self._progress.detail(message)
+
+    def bar(self, title: str, total: int | None, start: int = 0) -> AbstractContextManager[Bar]:
+        """Open the bar."""
+        return self._progress.bar(title, total, start)

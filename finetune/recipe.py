@@ -24,8 +24,9 @@ from pydantic import (
 )
 
 from finetune import registry
-from finetune.documents import Document, Keys, dotted, override, read_document
+from finetune.documents import Document, Keys, assign, dotted, override, read_document
 from finetune.errors import FinetuneError, Problem, RecipeError, suggestion
+from finetune.space import TuneSection
 from finetune.urls import without_secrets
 
 
@@ -495,6 +496,9 @@ class PenaltySection(Section):
 class TrainSection(Section):
     """The training loop.
 
+    `learning_rate_of` says for steps of how many rows `learning_rate` is meant: for other ones it is scaled linearly
+    (Goyal et al. 2017).
+
     With `gradient_checkpointing` the layers' activations are computed again in the backward pass instead of being kept
     (Chen et al. 2016): the same gradients with less memory, for about a third more time. With `layer_decay` below 1
     each layer learns at so much of the rate of the one above it, the embeddings slowest. `sampling: balanced` draws
@@ -511,6 +515,7 @@ class TrainSection(Section):
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     gradient_checkpointing: bool = False
     learning_rate: Annotated[float, Field(gt=0, lt=10)] = 5e-5
+    learning_rate_of: Annotated[int, Field(ge=1)] | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     loss: Loss | None = None
     optimizer: Optimizer = Part(name="adamw", options={"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8})
@@ -529,8 +534,15 @@ class TrainSection(Section):
     sampling: Literal["all", "balanced"] = "all"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     trackers: Many[Tracker] = ()
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate that the schedule multiplies: the recipe's, or scaled by the rows of a step."""
+        if self.learning_rate_of is None:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size * self.gradient_accumulation / self.learning_rate_of
 
     @field_validator("trackers")
     @classmethod
@@ -544,6 +556,23 @@ class TrainSection(Section):
     @classmethod
     def _device_name(cls, device: str) -> str:
         return check_device(device)
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> TrainSection:
+        problems: list[tuple[Keys, str]] = []
+        warmup = self.schedule.options.get("warmup_steps", 0)
+        if self.max_steps is not None and warmup >= self.max_steps:
+            message = f"expected fewer steps than train.max_steps ({self.max_steps}), found {warmup}"
+            problems.append((("schedule", "warmup_steps"), message))
+        if self.precision == "tf32" and self.device != "auto" and not self.device.startswith("cuda"):
+            message = f"tf32 is of NVIDIA GPUs, and `device` is {self.device}; use fp32 or bf16"
+            problems.append((("precision",), message))
+        if self.average_best and self.eval_every and self.max_steps and self.max_steps < 2 * self.eval_every:
+            message = "one evaluation leaves nothing to be averaged; lower train.eval_every, or remove it"
+            problems.append((("average_best",), message))
+        if problems:
+            raise _Problems(problems)
+        return self
 
 
 class GenerationSection(Section):
@@ -703,6 +732,7 @@ class Recipe(Section):
     metrics: Many[Metric] = ()
     quantize: Backend | None = None
     gates: Annotated[tuple[Gate, ...], BeforeValidator(_gates)] = ()
+    tune: TuneSection | None = None
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
@@ -743,6 +773,63 @@ class Recipe(Section):
         if problems:
             raise _Problems(problems)
         return self
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self, info: ValidationInfo) -> Recipe:
+        """Build the recipe with every value of `tune.space`, so that no trial meets an illegal one."""
+        if self.tune is None:
+            return self
+        metric = self.tune.metric or self.train.early_stopping.metric
+        problems = [*self.tune.problems(metric), *self._problems_with(("metric",), {}, info)]
+        for tried in (self.tune.samples, self.tune.together):
+            if not problems:
+                problems = [found for keys, values in tried() for found in self._problems_with(keys, values, info)]
+        problems = problems or list(self._problems_of_yardstick(metric))
+        if problems:
+            raise _Problems([(("tune", *keys), message) for keys, message in problems])
+        return self
+
+    def _problems_of_yardstick(self, metric: str) -> Iterator[tuple[Keys, str]]:
+        """Yield the settings that would change what the score means."""
+        assert self.tune is not None
+        if metric == "loss" and not self.spec.adds_up and "train.batch_size" in self.tune.space:
+            message = "the loss compares the rows of a batch, and is another one for batches of another size"
+            yield ("space", "train.batch_size"), f"{message}; set `tune.metric`"
+        if self.spec.kind in {"language", "texts"} and (metric == "loss" or not is_written(metric)):
+            for name in {"model", "model.id"} & set(self.tune.space) if metric != "bits-per-byte" else ():
+                message = f"{metric} is by token, and other models have other tokens"
+                yield ("space", name), f"{message}; set `tune.metric`, for example to bits-per-byte"
+
+    def _problems_with(self, keys: Keys, values: Mapping[str, Any], info: ValidationInfo) -> list[tuple[Keys, str]]:
+        try:
+            self.trial(values, context=info.context)
+        except RecipeError as error:
+            used = ", ".join(f"{name} {value}" for name, value in values.items())
+            said = {*values} if len(values) == 1 else {"train.early_stopping.metric"} - {*values}
+            return [
+                (keys, problem.message if problem.path in said else f"{problem} (with {used})")
+                for problem in error.problems
+            ]
+        return []
+
+    def trial(self, values: Mapping[str, Any], *, context: Any = None) -> Recipe:
+        """Return the recipe of a trial: with values of some settings, by their dotted names, judged by `tune.metric`.
+
+        Raises RecipeError for values that are not allowed.
+        """
+        plain = {name: value for name, value in self.resolved().items() if name != "tune"}
+        settings = dict(values)
+        if self.tune is not None and self.tune.metric is not None:
+            settings["train.early_stopping.metric"] = self.tune.metric
+        document = Document(plain)
+        for name, value in settings.items():
+            document = assign(document, name, value)
+        try:
+            made = Recipe.model_validate(document.values, context=context)
+        except ValidationError as error:
+            raise RecipeError(list(_problems(error, document, Recipe, ()))) from None
+        data = made.data.model_copy(update={"source": self.data.source})  # with what gives access to it
+        return made.model_copy(update={"data": data})
 
     @property
     def _task(self) -> Any:

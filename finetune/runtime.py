@@ -41,6 +41,11 @@ class Runtime:
         if device.type == "cuda" and count() == 1:  # otherwise each process has one of its own
             torch.cuda.set_device(device)
         precision = self.precision
+        if precision == "tf32":
+            if device.type != "cuda":
+                raise FinetuneError(f"train.precision: tf32 is of NVIDIA GPUs, and this is {device}; use fp32 or bf16")
+            torch.set_float32_matmul_precision("high")
+            precision = "fp32"
         if precision == "auto":
             precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         return Accelerator(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -55,6 +56,8 @@ from finetune.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
+from finetune.training.curves import Curve
+from finetune.training.diagnosis import chance_loss, diagnose
 from finetune.training.interrupts import Interrupts
 from finetune.training.log import Log, NoLog, read_log
 from finetune.training.loop import Step, optimizer_steps
@@ -62,6 +65,7 @@ from finetune.training.stopping import Explosion, Patience
 from finetune.training.tracking import Trackers, check_installed
 
 SHOWN_ROWS = 8
+Judge = Callable[[int, float], bool]
 
 
 def train(
@@ -73,11 +77,14 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    judge: Judge | None = None,
 ) -> Run:
     """Train in `folder`, going on from a checkpoint of the same recipe if there is one; return the finished run.
 
     With `resume` there has to be one; with `force` an unfinished run is thrown away, with both it goes on whatever has
-    changed of its training. Raises FinetuneError when the unfinished run that is there cannot go on with this recipe.
+    changed of its training. A `judge` is asked after each evaluation at which training would go on, with the step and
+    the score of early stopping; saying False ends it. Raises FinetuneError when the unfinished run that is there cannot
+    go on with this recipe.
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     check_code([recipe.train.early_stopping.metric], allow_code=runtime.allow_code)
@@ -87,6 +94,7 @@ def train(
         growing = on_main(lambda: open_growing(folder, inputs, progress, resume=resume, force=force))
         try:
             training = _Training(recipe, data, growing, runtime, progress)
+            training.judge = judge
             training.run()
             manifest = training.finish(inputs)
         except BaseException:
@@ -107,11 +115,18 @@ class _Training:
         self.learner, self.spec = open_learner(recipe, data, runtime, progress)
         self.checkpoints = folder / "checkpoints"
         self.patience = Patience(self.settings.early_stopping)
+        self.judge: Judge | None = None
         self.state = TrainingState()
         self.averaged_steps: list[int] = []
         device = self.learner.accelerator.device.type
         self.batches = Batches.of(recipe, self.rows.features, self.spec, device)
         self.total_steps = self.batches.total_steps
+        warmup = self.settings.schedule.options.get("warmup_steps", 0)
+        if warmup >= self.total_steps:
+            raise FinetuneError(
+                f"train.schedule.warmup_steps: expected fewer steps than training takes ({self.total_steps}), found "
+                f"{warmup}. Lower it, use warmup_ratio, or train for longer."
+            )
         steps = (self.total_steps, self.batches.steps_per_epoch)
         for told in (self.batches.describe_sampling(data.labels), describe_stages(self.learner.freezing, *steps)):
             if told:
@@ -142,10 +157,15 @@ class _Training:
         if self.state.unscored:  # the evaluation after the last step was interrupted
             self._evaluate(log, interrupts)
         losses = Explosion().see(on_main(log.losses))
-        saved = time.monotonic()
+        saved, fitting = time.monotonic(), self.learner.rows_that_fit
         with self.progress.bar("training", self.total_steps, start=self.state.step) as bar:
             for step in self._steps():
                 log.write(step.as_json())
+                if self.learner.rows_that_fit != fitting:
+                    fitting = self.learner.rows_that_fit
+                    self.progress.note(
+                        f"memory holds {fitting} rows at a time from here on; the gradients are the same"
+                    )
                 due = self._due(step, self.settings.eval_every)
                 self.state = replace(self.state, step=step.number, unscored=due)
                 if reason := losses.see([step.loss]).found:
@@ -214,7 +234,7 @@ class _Training:
             self.learner,
             self.rows.features,
             self.batches.epoch,
-            learning_rate=self.settings.learning_rate,
+            learning_rate=self.settings.peak_learning_rate,
             schedule=schedule,
             total_steps=self.total_steps,
             max_gradient_norm=self.settings.max_gradient_norm,
@@ -242,6 +262,7 @@ class _Training:
             averaged = self.patience.better(others[metric], scores[metric])
             scores = others if averaged else scores
         state = self.patience.update(replace(self.state, unscored=False), scores[metric])
+        state = self._judged(state, scores[metric])
         best = state.best_step == step
         if best:
             state = replace(state, best_averaged=averaged)
@@ -257,6 +278,14 @@ class _Training:
         self.progress.note(
             f"step {step}, epoch {line['epoch'] + 1}: validation {shown}{f' ({marks})' if marks else ''}"
         )
+
+    def _judged(self, state: TrainingState, score: float) -> TrainingState:
+        """Return the state after the judge has been asked, if there is one and training would go on."""
+        ends = state.stopped_because or state.step == self.total_steps
+        judge = self.judge
+        if judge is None or ends or on_main(lambda: judge(state.step, score)):
+            return state
+        return replace(state, stopped_because="judged not worth going on")
 
     def _with_best_steps(self, state: TrainingState, score: float) -> TrainingState:
         """Return the state with this step among the best ones, if the best are to be averaged and it is one."""
@@ -375,7 +404,9 @@ class _Training:
         if fitted:
             write_json(self.folder / FITTED, dict(fitted))
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
+        curve = Curve.of(read_log(self.folder / "log.jsonl"), self.settings.early_stopping.metric)
+        findings = diagnose(curve, self.recipe, self._chance_loss())
+        plot_loss_curve(curve, self.folder / "reports" / "loss.png", findings)
         return {
             "kind": "run",
             "format": "adapter" if self.recipe.adapter and not self.recipe.adapter.merge else "transformers",
@@ -388,16 +419,23 @@ class _Training:
             "last_step": self.state.step,
             "stopped_because": self.state.stopped_because,
             "metrics": self._best_scores(),
+            "diagnosis": [finding.as_json() for finding in findings],
             "parameters": {"total": learner.freezing.total, "trainable": learner.freezing.trainable},
             "freezing": [vars(row) for row in learner.freezing.table],
             "device": str(learner.accelerator.device.type),
             "precision": {"no": "fp32"}.get(learner.accelerator.mixed_precision, learner.accelerator.mixed_precision),
             "data_fingerprint": self.data.fingerprint,
+            **self._where_the_data_are(),
             "pretrained_sha256": inputs["model"]["weights_sha256"],
             "fingerprint": fingerprint(inputs),
             "inputs": inputs,
             "versions": versions(),
         }
+
+    def _where_the_data_are(self) -> dict[str, str]:
+        """Return how to find the data from the run, unless they lie beside it."""
+        place = os.path.relpath(self.data.folder.resolve(), self.folder.resolve())
+        return {} if place == os.path.join("..", "data") else {"data_folder": place}  # noqa: PTH118
 
     def _write_model(self, model: Any) -> None:
         """Save the model; of one with adapters these alone, or, merged, all of it and the adapters beside it."""
@@ -430,6 +468,11 @@ class _Training:
             return next(dict(line["average"]) for line in reversed(lines) if "averaged_steps" in line)
         key = "average" if self.state.best_averaged else "validation"
         return next(dict(line[key]) for line in lines if "best" in line and line["step"] == self.state.best_step)
+
+    def _chance_loss(self) -> float | None:
+        count = self.spec.frequencies
+        frequencies = count(self.rows, self.data.labels) if count is not None else None
+        return chance_loss(self.spec.loss, self.settings.loss, frequencies)
 
 
 def logged(scores: Mapping[str, float]) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "finetune"
 LEVELS = (
     ("errors", "progress", "urls"),
     ("processes",),
-    ("registry", "documents", "runtime", "workers"),
+    ("registry", "documents", "runtime", "workers", "space"),
     ("recipe",),
     ("artifacts", "gates"),
     ("models",),
@@ -30,8 +30,8 @@ LEVELS = (
     ("fingerprints", "generation", "preparation"),
     ("inference",),
     ("learners", "resuming"),
-    ("planning",),
-    ("prepare", "plan", "lr_find", "train", "evaluate", "quantize", "predict"),
+    ("planning", "tuning"),
+    ("prepare", "plan", "lr_find", "train", "tune", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
     ("cli",),
     ("__main__",),
@@ -39,8 +39,19 @@ LEVELS = (
 STAGES = next(rooms for rooms in LEVELS if "train" in rooms)
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = {
-    *("torch", "transformers", "datasets", "accelerate", "sklearn", "numpy", "pyarrow", "matplotlib", "evaluate"),
-    *("tensorboard", "mlflow", "sqlalchemy"),
+    "optuna",
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "sklearn",
+    "numpy",
+    "pyarrow",
+    "matplotlib",
+    "evaluate",
+    "tensorboard",
+    "mlflow",
+    "sqlalchemy",
 }
 
 
@@ -132,14 +143,15 @@ def test_help_and_validate_import_nothing_heavy(tmp_path: Path) -> None:
         "name: cold\ntask: text-classification\ndata: {source: rows.jsonl, clean: [unicode, html], split: random}\n"
         "model: {id: some/model}\nfreeze: encoder\ntrain: {schedule: cosine, trackers: [tensorboard, mlflow]}\n"
         "metrics: [accuracy]\n"
-        "quantize: onnx-int8\ngates: {accuracy: '>= 0.5', quantized.accuracy.drop: '<= 0.1'}\n",
+        "quantize: onnx-int8\ngates: {accuracy: '>= 0.5', quantized.accuracy.drop: '<= 0.1'}\n"
+        "tune: {space: {train.batch_size: [8, 16]}}\n",
         encoding="utf-8",
     )
     command = [sys.executable, "-c", COLD, str(recipe)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names, loaded = json.loads(done.stdout)
-    assert names == ["eval", "lr-find", "plan", "predict", "prepare", "quantize", "run", "train", "validate"]
+    assert names == ["eval", "lr-find", "plan", "predict", "prepare", "quantize", "run", "train", "tune", "validate"]
     assert {arguments: HEAVY & set(found) for arguments, found in loaded.items() if HEAVY & set(found)} == {}
 
 

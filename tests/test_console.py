@@ -6,10 +6,12 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from finetune import console
+from finetune.artifacts import Run
 from finetune.console import ConsoleProgress, PlainBar
 from tests.conftest import ROOT
 
@@ -69,3 +71,22 @@ def test_a_terminal_gets_a_bar_with_the_text_beside_it_and_notes_above_it() -> N
 def test_text_from_data_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     ConsoleProgress().note("columns: \x1b[31mbody\x07, intent\nnext line")
     assert capsys.readouterr().err == "columns: \ufffd[31mbody\ufffd, intent\nnext line\n"
+
+
+def test_a_run_is_printed_with_its_diagnosis_and_an_older_one_without(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = {"name": "overfitting", "step": 1200, "evidence": "a\x1bb rose", "change": ["more rows", "fewer steps"]}
+    found = {
+        "best_step": 3, "last_step": 4, "stopped_because": "all epochs done", "metrics": {"loss": 0.5},
+        "parameters": {"total": 10, "trainable": 5},
+    }  # fmt: skip
+    for diagnosis in ({}, {"diagnosis": [finding, {"name": "fine", "step": None, "evidence": "well", "change": []}]}):
+        run = Run(Path("nowhere"))
+        run.__dict__["manifest"] = {**found, **diagnosis}
+        console.print_run(run)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == lines[2:4]
+    assert lines[4:] == [
+        "curves     overfitting from step 1,200: a\ufffdb rose",
+        "           to change: more rows; fewer steps",
+        "curves     fine: well",
+    ]

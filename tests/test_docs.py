@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -14,7 +16,9 @@ from finetune.cli import app
 from finetune.documents import parse_value
 from finetune.evaluation.metrics.labels import AVERAGES
 from finetune.recipe import DataSection, Recipe, load_recipe
+from finetune.space import SEARCHED, Pruning, Range, TuneSection
 from finetune.tasks import open_task
+from finetune.training.diagnosis import Name, Thresholds
 from tests.conftest import ROOT
 
 DOCUMENTS = [
@@ -22,6 +26,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/data-preparation.md",
     "docs/tasks.md",
+    "docs/tuning.md",
     "data/README.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*.yaml")),
     "benchmarks/banking77.yaml",
@@ -202,3 +207,26 @@ def test_the_document_of_training_names_every_part_and_its_options(parts: regist
     for name in parts.names():
         own = set(parts.get(name).options.model_fields) - {"warmup_steps", "warmup_ratio"}
         assert own == set(re.findall(r"`([a-z0-9_]+)`", named[name])), name
+
+
+def test_the_rules_of_the_learning_curves_have_the_documented_names_and_thresholds() -> None:
+    section = (ROOT / "docs" / "training.md").read_text().split("## Learning curves\n")[1]
+    rows = re.findall(r"^\| `([a-z_]+)` \| ([0-9.]+) \|$", section, re.MULTILINE)
+    assert {name: float(value) for name, value in rows} == asdict(Thresholds())
+    rules = section.split("| threshold |")[0]
+    assert [name for name in asdict(Thresholds()) if f"`{name}`" not in rules] == []
+    assert set(re.findall(r"^\| `([a-z-]+)`(?: from step n)? \|", rules, re.MULTILINE)) == set(get_args(Name))
+
+
+def test_the_document_of_searches_names_every_setting_and_what_can_be_searched() -> None:
+    text = (ROOT / "docs" / "tuning.md").read_text()
+    example = parse_value(text.split("```yaml\n")[1].split("```")[0], "docs/tuning.md")
+    assert set(example["tune"]) == set(TuneSection.model_fields)
+    for name in (*Range.model_fields, *set(Pruning.model_fields) - {"name"}, *SEARCHED):
+        assert re.search(rf"`{re.escape(name)}\b", text), name
+    for kind in ("tpe", "random", "grid"):
+        assert f"| `{kind}`" in text
+    recipe = parse_value(
+        (ROOT / "README.md").read_text().split("## A recipe")[1].split("```yaml\n")[1].split("```")[0], ""
+    )
+    assert Recipe.model_validate({**recipe, **example}).tune is not None

@@ -109,7 +109,8 @@ def test_the_written_report_is_the_returned_one_beside_its_readable_form(copied:
     text = (copied.reports / "validation.md").read_text(encoding="utf-8")
     assert text.startswith("# tiny: evaluation on validation\n\nModel model, seed 7, run ")
     assert "![Confusion matrix](validation-confusion-matrix.png)" in text
-    assert "![Loss by step](loss.png)" in text
+    assert "## Learning curves\n\n![Loss by step](loss.png)\n\n- **" in text
+    assert report["diagnosis"] == copied.manifest["diagnosis"] != []
     assert (copied.reports / "validation-confusion-matrix.png").is_file()
 
 

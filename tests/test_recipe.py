@@ -170,7 +170,7 @@ def test_what_is_required_and_missing_is_said(problems: Problems) -> None:
         ("gradient_accumulation: 0", "gradient_accumulation: expected greater than or equal to 1, found 0"),
         ("max_gradient_norm: 0", "max_gradient_norm: expected greater than 0, found 0"),
         ("max_steps: 0", "max_steps: expected greater than or equal to 1, found 0"),
-        ("precision: fp16", "precision: expected 'auto', 'fp32' or 'bf16', found 'fp16'"),
+        ("precision: fp16", "precision: expected 'auto', 'fp32', 'tf32' or 'bf16', found 'fp16'"),
         ("device: gpu", "device: expected auto, cpu, cuda, cuda:N or mps, found 'gpu'"),
         ("bucket_by_length: yes", "bucket_by_length: expected a valid boolean, found 'yes'"),
         ("early_stopping: 3", "early_stopping: expected a mapping of settings, found 3"),

@@ -100,6 +100,75 @@ def test_max_steps_wins_over_the_epochs(make_recipe: RecipeMaker, tmp_path: Path
     assert (run.manifest["last_step"], run.manifest["stopped_because"]) == (9, "max_steps reached")
 
 
+def test_a_run_keeps_the_diagnosis_of_its_curves_and_a_resumed_one_has_the_same(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a hundredth of the usual rate nothing is learned: both losses stay where guessing the labels would be."""
+    settings = {"max_steps": 24, "eval_every": 4, "learning_rate": 1e-6, "save_every": 8}
+    recipe = load_recipe(make_recipe(train=settings))
+    whole = train(recipe, data, tmp_path / "whole", runtime=CPU)
+    found = {finding["name"]: finding for finding in whole.manifest["diagnosis"]}
+    assert "underfitting" in found
+    assert "1.099" in found["underfitting"]["evidence"], "three labels of the same size"
+    assert "raise train.learning_rate (now 1e-06) or train.max_steps (now 24)" in found["underfitting"]["change"]
+    assert (whole.reports / "loss.png").is_file()
+
+    saved = stage.save_checkpoint
+
+    def killed_after_saving(*arguments: Any, **named: Any) -> None:
+        saved(*arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(stage, "save_checkpoint", killed_after_saving)
+        train(recipe, data, tmp_path / "killed", runtime=CPU)
+    resumed = train(recipe, data, tmp_path / "killed", runtime=CPU, resume=True)
+    assert resumed.manifest["diagnosis"] == whole.manifest["diagnosis"]
+    assert (resumed.reports / "loss.png").read_bytes() == (whole.reports / "loss.png").read_bytes()
+
+
+def test_one_evaluation_is_too_few_for_a_diagnosis(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    run = train(load_recipe(make_recipe(train={"max_steps": 5})), data, tmp_path / "run", runtime=CPU)
+    assert [finding["name"] for finding in run.manifest["diagnosis"]] == ["cannot-tell"]
+
+
+def test_a_judge_is_asked_wherever_training_would_go_on_and_ends_it(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    stopping = {"metric": "accuracy"}
+    recipe = load_recipe(make_recipe(train={"max_steps": 8, "eval_every": 2, "early_stopping": stopping}))
+    asked: list[tuple[int, float]] = []
+    patient = train(recipe, data, tmp_path / "a", runtime=CPU, judge=lambda *found: asked.append(found) is None)
+    assert asked == [(line["step"], line["validation"]["accuracy"]) for line in scores_of(patient)][:3]
+    assert patient.manifest["stopped_because"] == "max_steps reached"
+    harsh = train(recipe, data, tmp_path / "b", runtime=CPU, judge=lambda step, score: step < 4)
+    assert (harsh.manifest["last_step"], harsh.manifest["stopped_because"]) == (4, "judged not worth going on")
+    assert scores_of(harsh) == scores_of(patient)[:2]
+
+
+def test_who_was_out_of_patience_anyway_is_not_judged(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    stopping = {"metric": "accuracy", "patience": 1, "min_delta": 1.0}
+    recipe = load_recipe(make_recipe(train={"max_steps": 50, "eval_every": 2, "early_stopping": stopping}))
+    asked: list[int] = []
+    run = train(recipe, data, tmp_path / "run", runtime=CPU, judge=lambda step, score: asked.append(step) is None)
+    assert (asked, run.manifest["last_step"]) == ([2], 4)
+
+
+def test_a_run_says_where_its_data_are_unless_they_lie_beside_it(
+    make_recipe: RecipeMaker, tmp_path: Path, data: PreparedData
+) -> None:
+    recipe = load_recipe(make_recipe(train={"max_steps": 1}))
+    beside = train(recipe, data, tmp_path / "run", runtime=CPU)
+    apart = train(recipe, data, tmp_path / "some" / "where" / "run", runtime=CPU)
+    assert "data_folder" not in beside.manifest
+    assert apart.manifest["data_folder"] == "../../../data"
+    assert beside.data_folder() == apart.data_folder() == data.folder
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing that would clean up may run after it."""
 

@@ -188,7 +188,7 @@ def _two_steps(learner: Learner, features: FeatureTable, step: StepGroup, recipe
         learner,
         features,
         lambda _: [step],
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.peak_learning_rate,
         schedule=lambda *_: 1.0,
         total_steps=2,
         max_gradient_norm=settings.max_gradient_norm,

@@ -79,7 +79,7 @@ def _timed_steps(
         learner,
         features,
         lambda _: groups,
-        learning_rate=recipe.train.learning_rate,
+        learning_rate=recipe.train.peak_learning_rate,
         schedule=lambda *_: 0.0,
         total_steps=len(groups),
         max_gradient_norm=recipe.train.max_gradient_norm,

@@ -52,12 +52,16 @@ def cell(value: Cell) -> str:
 
 
 def evaluation_report(
-    report: Mapping[str, Any], sections: Sequence[Section], pictures: Mapping[str, str], worst_means: str
+    report: Mapping[str, Any],
+    sections: Sequence[Section],
+    pictures: Mapping[str, str],
+    worst_means: str,
+    curves: str | None = None,
 ) -> str:
     """Return an evaluation as Markdown.
 
-    `sections` are what the task shows of it, `pictures` maps titles to file names beside the report, and
-    `worst_means` says by what the worst examples were chosen.
+    `sections` are what the task shows of it, `pictures` maps titles to file names beside the report, `worst_means`
+    says by what the worst examples were chosen, and `curves` is the picture of the run's learning curves.
     """
     systems = {"model": report["metrics"], **report["baselines"]}
     parts = [
@@ -80,9 +84,24 @@ def evaluation_report(
     notes = {section.title: section.note for section in sections}
     for title, file in pictures.items():
         parts += [f"![{escape(title)}]({quote(file)})", *([notes[title]] if notes.get(title) else [])]
+    parts += _learning_curves(report.get("diagnosis", []), curves)
     if report["worst"]:
         parts += [f"## The {len(report['worst'])} worst examples", worst_means, _worst(report["worst"])]
     return "\n\n".join(parts) + "\n"
+
+
+def _learning_curves(findings: Sequence[Mapping[str, Any]], picture: str | None) -> list[str]:
+    """Return the picture of the learning curves, and what was found in them."""
+    shown = [f"![Loss by step]({quote(picture)})"] if picture else []
+    if findings:
+        shown.append("\n".join(map(_finding, findings)))
+    return ["## Learning curves", *shown] if shown else []
+
+
+def _finding(finding: Mapping[str, Any]) -> str:
+    since = f" from step {finding['step']:,}" if finding["step"] is not None else ""
+    change = f" To change: {escape('; '.join(finding['change']), limit=2000)}." if finding["change"] else ""
+    return f"- **{escape(finding['name'])}**{since}: {escape(finding['evidence'], limit=2000)}.{change}"
 
 
 def _gains(gains: Mapping[str, Mapping[str, Any]]) -> str:

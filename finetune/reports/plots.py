@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import re
 import warnings
@@ -13,34 +12,94 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.evaluation.sections import Histogram, Matrix, Scatter, Section, Table
+from finetune.training.curves import LOSS, Curve, Scores
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from finetune.training.diagnosis import Finding
 
 MAX_LABELS_WITH_NUMBERS = 25
+MAX_MARKED_STEPS = 40
+COLOURS = ("#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c")
 
 
-def plot_loss_curve(log: Path, target: Path) -> None:
-    """Draw training and validation loss by step from a `log.jsonl`, the restored step marked."""
+def plot_loss_curve(curve: Curve, target: Path, findings: Sequence[Finding] = ()) -> None:
+    """Draw the losses by step, below them the validation metrics and the learning rate.
+
+    Training loss is drawn step by step, faint, and smoothed; the step of the model that was kept, and where a finding
+    of overfitting begins, are marked in all of them. Metrics between 0 and 1 share a picture, others have their own.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    evaluations = [line for line in lines if "validation" in line]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], color="#9bb8d3", linewidth=1, label="training")
-    axes.plot(
-        [e["step"] for e in evaluations], [e["validation"]["loss"] for e in evaluations],
-        color="#c44e52", marker="o", label="validation",
-    )  # fmt: skip
-    restored = next((line["restored_step"] for line in lines if "restored_step" in line), None)
-    if restored:
-        axes.axvline(restored, color="#555555", linestyle=":", label=f"best model (step {restored})")
-    axes.set(xlabel="optimizer step", ylabel="loss", title="Loss")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    groups = _metric_groups(curve)
+    heights = [3.2, *(1.5 for _ in groups), 1.1]
+    figure = Figure(figsize=(7.5, 0.6 + sum(heights)), layout="constrained")
+    rows = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    _draw_losses(rows[0], curve)
+    for axes, group in zip(rows[1:-1], groups, strict=True):
+        for scores, colour in zip(group, COLOURS, strict=False):
+            _draw_scores(axes, scores, colour, plain_label(scores.name))
+        axes.set(ylabel="validation")
+    rows[-1].plot(
+        curve.steps, curve.learning_rates, color="#555555", linewidth=1, marker=_marker(curve.steps), markersize=3
+    )
+    rows[-1].ticklabel_format(axis="y", style="scientific", scilimits=(-2, 2))
+    rows[-1].set(xlabel="optimizer step", ylabel="learning rate")
+    rows[-1].set_ylim(bottom=0)
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    since = next((finding.step for finding in findings if finding.name == "overfitting"), None)
+    for axes in rows:
+        _mark_steps(axes, curve, since, named=axes is rows[0])
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
     save_figure(figure, target)
+
+
+def _metric_groups(curve: Curve) -> list[list[Scores]]:
+    """Return the validation metrics that can share an axis: those between 0 and 1; each other by itself."""
+    metrics = [scores for name, scores in curve.scores.items() if name != LOSS and scores.values]
+    shares = [scores for scores in metrics if min(scores.values) >= 0 and max(scores.values) <= 1]
+    return [*([shares] if shares else []), *([scores] for scores in metrics if scores not in shares)]
+
+
+def _draw_losses(axes: Axes, curve: Curve) -> None:
+    smoothed = curve.smoothed
+    faint = smoothed is not None
+    axes.plot(
+        curve.steps, curve.losses, color="#c3d3e3" if faint else "#3b6ea5", linewidth=0.8 if faint else 1.5,
+        marker=_marker(curve.steps), markersize=3, label="training, each step",
+    )  # fmt: skip
+    if smoothed is not None:
+        label = f"training, mean of {smoothed.window:,} steps"
+        half = smoothed.window // 2  # nearer to the ends the means are of steps on one side
+        within = slice(half, len(curve.steps) - half + 1)
+        axes.plot(curve.steps[within], smoothed.means[within], color="#3b6ea5", linewidth=1.8, label=label)
+    if LOSS in curve.scores:
+        _draw_scores(axes, curve.scores[LOSS], "#c44e52", "validation")
+    axes.set(ylabel="loss", title="Learning curves")
+    axes.set_ylim(0, 1.05 * axes.dataLim.ymax if axes.has_data() else 1)
+
+
+def _draw_scores(axes: Axes, scores: Scores, colour: str, label: str) -> None:
+    axes.plot(scores.steps, scores.values, color=colour, marker=_marker(scores.steps), markersize=4, label=label)
+
+
+def _marker(steps: Sequence[int]) -> str:
+    """Return the mark of each value, where they are few enough to be told apart."""
+    return "o" if len(steps) <= MAX_MARKED_STEPS else ""
+
+
+def _mark_steps(axes: Axes, curve: Curve, overfitting: int | None, *, named: bool) -> None:
+    """Mark the step of the model that was kept, and those from which on it overfits; the legend says so if `named`."""
+    if curve.best_step:
+        label = f"best model (step {curve.best_step:,})" if named else None
+        axes.axvline(curve.best_step, color="#555555", linestyle=":", label=label)
+    if overfitting is not None:
+        label = f"overfitting from step {overfitting:,}" if named else None
+        axes.axvspan(overfitting, max(*curve.steps, overfitting), color="#dd8452", alpha=0.15, linewidth=0, label=label)
 
 
 def plot_confusion(

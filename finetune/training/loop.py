@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import NotFinite
+from finetune.errors import FinetuneError, NotFinite
 from finetune.models.freezing import Freezing, Stage, enter_stage, set_training_mode
 from finetune.processes import gathered
 from finetune.tasks import Batch, Task
@@ -58,7 +58,8 @@ class Step:
 class Learner:
     """The things that change while training: model and optimizer, as Accelerate prepared them.
 
-    `fitted` is what was fitted on the training rows for the task's loss.
+    `fitted` is what was fitted on the training rows for the task's loss. `rows_that_fit` is how many windows the
+    device's memory holds at a time, once a micro-batch was too many; a loss that compares them is not `divisible`.
     """
 
     accelerator: Accelerator
@@ -71,6 +72,8 @@ class Learner:
     draws: bool = False
     penalty: Penalty | None = None
     average: MovingAverage | None = None
+    divisible: bool = True
+    rows_that_fit: int | None = None
 
 
 def optimizer_steps(
@@ -105,7 +108,7 @@ def optimizer_steps(
         for parameters in learner.optimizer.param_groups:
             parameters["lr"] = rate * parameters.get("factor", 1.0)
         _seed_step(seed, number, learner.accelerator.process_index)
-        loss, tokens = _accumulate(learner, rows, group, (seed, epoch) if learner.draws else None, entered)
+        loss, tokens = _that_fit(learner, rows, group, (seed, epoch) if learner.draws else None, entered)
         if learner.penalty is not None:
             learner.penalty.add_gradients()
         norm = _clip(learner, max_gradient_norm)
@@ -156,6 +159,33 @@ def _seed_step(seed: int, step: int, process: int) -> None:
     key = f"{seed}/{step}" if process == 0 else f"{seed}/{step}/{process}"
     digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(digest, "big"))
+
+
+def _that_fit(
+    learner: Learner, rows: Sequence[Features], group: StepGroup, draw: tuple[int, int] | None, stage: Stage | None
+) -> tuple[float, int]:
+    """Take a step's gradients as `_accumulate` does; if the memory does not hold them, in parts of half the rows.
+
+    The gradients are the same. What was found to fit holds for the steps to come.
+    """
+    import torch
+
+    while True:
+        most = learner.rows_that_fit or max(map(len, group))
+        parts = [windows[start : start + most] for windows in group for start in range(0, len(windows), most)]
+        try:
+            return _accumulate(learner, rows, parts, draw, stage)
+        except torch.OutOfMemoryError:
+            learner.optimizer.zero_grad()
+            if most == 1 or not learner.divisible or learner.accelerator.num_processes > 1:
+                raise FinetuneError(
+                    f"training: {most} rows at a time do not fit into the memory of {learner.accelerator.device}. "
+                    "Lower train.batch_size or model.max_length, set train.gradient_checkpointing, or use an adapter "
+                    "(see `finetune plan`)"
+                ) from None
+        learner.rows_that_fit = most // 2
+        if learner.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _accumulate(

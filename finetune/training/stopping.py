@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from finetune import registry
 from finetune.errors import FinetuneError
 from finetune.recipe import EarlyStopping
 from finetune.training.checkpoints import TrainingState
+from finetune.training.curves import higher_is_better
 
 # A loss has exploded that stays above so many times that of the first steps for so many steps: far more than a
 # warm-up, a new head or a few odd batches do
@@ -25,8 +25,7 @@ class Patience:
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher score is better."""
-        name = self.settings.metric
-        return name != "loss" and bool(registry.metrics.get(name).attributes["higher_is_better"])
+        return higher_is_better(self.settings.metric)
 
     def better(self, score: float, other: float) -> bool:
         """Tell whether a score is better than another."""

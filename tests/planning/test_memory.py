@@ -418,3 +418,11 @@ def test_the_copy_that_checks_a_merged_adapter_is_in_the_peak(plans: Plans) -> N
     small = {"batch_size": 1, "eval_batch_size": 1}
     memory = plans.estimate("text-classification", adapter={"name": "lora"}, train=small).memory
     assert memory.tensors >= 2 * memory.weights + memory.optimizer
+
+
+@pytest.mark.parametrize("setting", [{"ema": 0.9}, {"penalty": {"l2": 0.1, "around": "start"}}])
+def test_copies_of_the_weights_that_training_keeps_are_in_the_peak(plans: Plans, setting: dict[str, Any]) -> None:
+    without = plans.estimate("text-classification").memory
+    kept = plans.estimate("text-classification", train=setting).memory
+    added = kept.tensors - without.tensors
+    assert 0.9 * without.gradients <= added <= 2.1 * without.gradients  # the copy, and what computing with it needs

@@ -266,6 +266,28 @@ def test_the_name_of_a_metric_from_a_path_cannot_break_the_table() -> None:
     assert "<em>" not in rendered(report)
 
 
+def test_the_learning_curves_stand_with_what_was_found_in_them() -> None:
+    findings = [
+        {"name": "overfitting", "step": 1200, "evidence": "the loss rose", "change": ["more rows", "set train.x_y: 2"]},
+        {"name": "fine", "step": None, "evidence": "nothing", "change": []},
+    ]
+    report = evaluation_report(evaluation(diagnosis=findings), [], {}, "Why.", "loss.png")
+    assert (
+        "## Learning curves\n\n![Loss by step](loss.png)\n\n"
+        "- **overfitting** from step 1,200: the loss rose. To change: more rows; set train.x\\_y: 2.\n"
+        "- **fine**: nothing.\n\n## The 1 worst"
+    ) in report
+    assert "loss.png" not in evaluation_report(evaluation(diagnosis=findings), [], {}, "Why.")
+
+
+def test_a_finding_that_names_a_hostile_metric_is_shown_as_text() -> None:
+    finding = {"name": "overfitting", "step": 3, "evidence": f"{EVIL} rose", "change": [EVIL]}
+    page = rendered(evaluation_report(evaluation(diagnosis=[finding]), [], {}, "Why."))
+    assert set(re.findall(r"</?([a-z0-9]+)", page)) <= {
+        *("h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "strong")
+    }
+
+
 def test_a_quantization_holds_its_numbers() -> None:
     report = quantization_report(quantization())
     assert "- Both models agree (the same label) in 99.5% of the cases." in report

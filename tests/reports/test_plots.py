@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 import warnings
 import zlib
@@ -13,20 +12,17 @@ from typing import Any
 import pytest
 
 from finetune.evaluation.sections import Histogram, Scatter
+from finetune.reports import plots
 from finetune.reports.plots import MAX_LABELS_WITH_NUMBERS, draw_sections, plot_confusion, plot_loss_curve
+from finetune.training.curves import Curve
+from finetune.training.diagnosis import Finding
 
 LOG: list[dict[str, Any]] = [
-    *({"step": n, "epoch": 0, "loss": 2.0 / n, "learning_rate": 0.1} for n in range(1, 9)),
+    *({"step": n, "epoch": 0, "loss": 2.0 / n, "gradient_norm": 1.0, "learning_rate": 0.1} for n in range(1, 9)),
     {"step": 4, "epoch": 0, "validation": {"loss": 0.7, "accuracy": 0.5}, "best": True},
     {"step": 8, "epoch": 1, "validation": {"loss": 0.9, "accuracy": 0.6}, "best": False},
     {"step": 8, "restored_step": 4, "because": "all epochs done"},
 ]
-
-
-def write_log(folder: Path, lines: list[dict[str, Any]]) -> Path:
-    path = folder / "log.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def chunks_of(content: bytes) -> list[tuple[bytes, bytes]]:
@@ -54,7 +50,7 @@ def darkness(content: bytes) -> int:
 def draw(folder: Path, kind: str) -> bytes:
     target = folder / "reports" / f"{kind}.png"
     if kind == "loss":
-        plot_loss_curve(write_log(folder, LOG), target)
+        plot_loss_curve(Curve.of(LOG), target)
     else:
         plot_confusion(["a", "b", "c"], [[5, 0, 1], [0, 0, 0], [2, 1, 30]], target)
     return target.read_bytes()
@@ -89,9 +85,57 @@ def test_the_loss_curve_shows_training_validation_and_the_restored_step(
 ) -> None:
     usual = draw(tmp_path, "loss")
     target = tmp_path / "other.png"
-    plot_loss_curve(write_log(tmp_path, lines), target)
+    plot_loss_curve(Curve.of(lines), target)
     chunks_of(target.read_bytes())
     assert target.read_bytes() != usual
+
+
+def log_of(steps: int, every: int, metrics: dict[str, float]) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for step in range(1, steps + 1):
+        lines.append({"step": step, "loss": 2 / step + step % 7 / 50, "gradient_norm": 1.0, "learning_rate": 1 / step})
+        if step % every == 0:
+            lines.append({"step": step, "validation": {"loss": 0.5 + step / steps, **metrics}})
+    return lines
+
+
+@pytest.mark.parametrize("steps", [1, 5, 5000])
+def test_the_loss_curve_of_any_length_is_drawn_with_a_line_for_every_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    metrics = {"accuracy": 0.5, "f1-macro": 0.25, "perplexity": 30.0}
+    plot_loss_curve(Curve.of(log_of(steps, max(1, steps // 5), metrics)), tmp_path / "x.png")
+    losses, shares, other, rate = figures[0].axes
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["loss", "validation", "validation", "learning rate"]
+    assert rate.get_xlabel() == "optimizer step"
+    smoothed = ["training, mean of 250 steps"] if steps == 5000 else []
+    assert losses.get_legend_handles_labels()[1] == ["training, each step", *smoothed, "validation"]
+    assert shares.get_legend_handles_labels()[1] == ["accuracy", "f1-macro"]
+    assert other.get_legend_handles_labels()[1] == ["perplexity"]
+    assert len(losses.lines[0].get_xdata()) == len(rate.lines[0].get_xdata()) == steps
+    marked = [line.get_marker() for line in (losses.lines[0], shares.lines[0])]
+    assert marked == ["" if steps == 5000 else "o", "o"]
+
+
+def test_the_step_where_overfitting_begins_is_shaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    curve = Curve.of(LOG)
+    for findings in ([Finding("unstable", "", (), 3)], [Finding("fine", ""), Finding("overfitting", "", (), 4)]):
+        plot_loss_curve(curve, tmp_path / "x.png", findings)
+    plain, shaded = (figure.axes[0] for figure in figures)
+    assert len(plain.patches) == 0
+    assert [(patch.get_x(), patch.get_width()) for patch in shaded.patches] == [(4, 4)]
+    assert "overfitting from step 4" in shaded.get_legend_handles_labels()[1]
+
+
+@pytest.mark.parametrize("name", ["evaluate:./$x^2.py", "evaluate:./$\\frac{1}$.py", "evaluate:./" + "x" * 300 + ".py"])
+def test_a_metric_of_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
+    plot_loss_curve(Curve.of(log_of(30, 5, {name: 0.5})), tmp_path / "loss.png")
+    width, height = struct.unpack(">II", chunks_of((tmp_path / "loss.png").read_bytes())[0][1][:8])
+    assert max(width, height) < 1500
 
 
 def test_the_confusion_matrix_is_coloured_by_the_share_of_the_true_label(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Searching for better settings: the study on disk, its trials, and the processes that work on them."""
