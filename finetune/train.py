@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -369,6 +370,7 @@ class _Training:
             write_json(self.folder / FITTED, dict(fitted))
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         plot_loss_curve(self.folder / "log.jsonl", self.folder / "reports" / "loss.png")
+        place = os.path.relpath(self.data.folder.resolve(), self.folder.resolve())
         return {
             "kind": "run",
             "format": "adapter" if self.recipe.adapter and not self.recipe.adapter.merge else "transformers",
@@ -386,6 +388,7 @@ class _Training:
             "device": str(learner.accelerator.device.type),
             "precision": {"no": "fp32"}.get(learner.accelerator.mixed_precision, learner.accelerator.mixed_precision),
             "data_fingerprint": self.data.fingerprint,
+            **({} if place == "../data" else {"data_folder": place}),
             "pretrained_sha256": inputs["model"]["weights_sha256"],
             "fingerprint": fingerprint(inputs),
             "inputs": inputs,

@@ -31,8 +31,9 @@ LEVELS = (
     ("inference",),
     ("learners", "resuming"),
     ("planning",),
-    ("prepare", "plan", "lr_find", "train", "evaluate", "quantize", "predict"),
+    ("prepare", "plan", "lr_find", "train", "ensembles", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
+    ("repeats",),
     ("cli",),
     ("__main__",),
 )
