@@ -228,7 +228,7 @@ def print_repeats(report: Mapping[str, Any]) -> None:
     """Print what several trainings of one recipe scored, each and together, and whether the gates hold."""
     from finetune.reports.repeats import columns, score_rows, scored_on
 
-    print(f"\n{report['count']} {report['repeats']} on {report['split']}, {scored_on(report)}")
+    print(f"\n{report['count']} {report['repeats']}, {scored_on(report)}")
     rows = score_rows(report)
     width = max(18, *(len(name) + 1 for name in rows))
     header = columns(report)

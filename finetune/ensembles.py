@@ -20,6 +20,7 @@ from finetune.artifacts import (
     write_text,
 )
 from finetune.fingerprints import ensemble_inputs
+from finetune.out_of_fold import write_out_of_fold
 from finetune.progress import Progress, Silent
 from finetune.recipe import Recipe
 from finetune.runtime import Runtime
@@ -37,13 +38,17 @@ def make_ensemble(
     """Make the ensemble of some runs, by their names, in `folder`; return it.
 
     `data` is what the members were trained on, or what their folds were taken from: its test split none of them saw.
+    What the models of folds say of the rows that they hold out is written beside the manifest.
     """
     runtime, progress = runtime or Runtime(), progress or Silent()
     assert all(run.labels == data.labels and run.limits == data.limits for run in members.values()), "members are alike"
     inputs = ensemble_inputs(recipe, data.fingerprint, members)
     with building(folder) as partial:
         write_text(partial / "recipe.yaml", recipe.to_yaml())
-        publish(folder, _manifest(data, folder, members, inputs))
+        manifest = _manifest(data, folder, members, inputs)
+        if recipe.folds:
+            manifest["out_of_fold"] = write_out_of_fold(list(members.values()), data, partial, runtime, progress)
+        publish(folder, manifest)
     return Run(folder)
 
 

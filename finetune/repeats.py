@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import FORMAT_VERSION, PreparedData, Run, partial_folder, write_json, write_text
+from finetune.artifacts import FORMAT_VERSION, PreparedData, Run, fingerprint, partial_folder, write_json, write_text
 from finetune.errors import FinetuneError
-from finetune.evaluate import asked_metrics, report_name
+from finetune.evaluate import asked_metrics, read_report, report_name
 from finetune.evaluation.spread import spreads
+from finetune.fingerprints import report_inputs
 from finetune.gates import check_gates
+from finetune.out_of_fold import OUT_OF_FOLD, score_out_of_fold
 from finetune.pipeline import Job, Stage
 from finetune.processes import count
 from finetune.recipe import FoldSection, Recipe
@@ -50,8 +52,8 @@ class Repeats:
     def data(self, *, asked: bool = False) -> PreparedData:
         """Return the prepared data of the recipe, made now if need be, as that of each fold is."""
         data = self.job.data(asked=asked)
-        for repeat in self._repeats if self.recipe.folds else ():
-            self.job.progress.note(f"{repeat.name} of {self.recipe.folds}")
+        for number, repeat in enumerate(self._repeats if self.recipe.folds else (), start=1):
+            self.job.progress.note(f"{repeat.name} ({number} of {self.recipe.folds})")
             repeat.job.data(asked=asked)
         return data
 
@@ -81,6 +83,10 @@ class Repeats:
             "metrics": spreads(scores),
             **self._together(run, split, source),
         }
+        if split == "test" and source is None:
+            report |= self._held_out(run, folder or run.reports)
+        else:
+            report.pop("out_of_fold", None)
         for described, found in zip(report["runs"], reports.values(), strict=True):
             described |= {"rows": found["rows"], "metrics": found["metrics"]}
         return self._write(self._with_gates(report), folder or run.reports)
@@ -93,12 +99,26 @@ class Repeats:
         """Return the scores of the ensemble, on rows that none of its members was trained on."""
         if self.recipe.no_average:
             return {"ensemble": {"missing": self.recipe.no_average}}
-        if self._apart(source) and (split != "test" or "test" not in self.data().manifest["splits"]):
+        if self._apart(source) and (split != "test" or "test" not in self.job.data().manifest["splits"]):
             return {"ensemble": {"missing": "there are no rows that every fold has left out"}}
         self.job.progress.note("the ensemble")
         found = self.job.report(run, split=split, source=source)
         voting = self.recipe.spec.voting
         return {"ensemble": {"averages": voting.averages, "rows": found["rows"], "metrics": found["metrics"]}}
+
+    def _held_out(self, run: Run, folder: Path) -> dict[str, Any]:
+        """Return the scores of what the models of all folds say of the rows that they hold out."""
+        if self.kind != "folds":
+            return {}
+        names = asked_metrics(self.recipe)
+        inputs = report_inputs(run, self.recipe, names, OUT_OF_FOLD, None, has_data=True)
+        stored = (read_report(folder / f"{REPEATS}.json") or {}).get("out_of_fold", {})
+        if stored.get("fingerprint") == fingerprint(inputs) and not self.job.force:
+            return {"out_of_fold": stored}
+        self.job.progress.note("all held-out rows")
+        runtime, progress = self.job.runtime, self.job.progress
+        found = score_out_of_fold(run, self.recipe, names, runtime, progress)
+        return {"out_of_fold": {**run.manifest["out_of_fold"], **found, "fingerprint": fingerprint(inputs)}}
 
     def _with_gates(self, report: dict[str, Any]) -> dict[str, Any]:
         gates = [gate for gate in self.recipe.gates if not gate.quantized]
@@ -223,6 +243,7 @@ def summary(run: Run) -> dict[str, Any]:
         "model": recipe.model.title,
         "repeats": "seeds" if recipe.seeds else "folds",
         "count": len(runs),
+        **({"out_of_fold": run.manifest["out_of_fold"]} if recipe.folds else {}),
         "validation": spreads([member["validation"] for member in runs]),
         "runs": runs,
     }

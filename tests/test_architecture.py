@@ -31,7 +31,7 @@ LEVELS = (
     ("inference",),
     ("learners", "resuming"),
     ("planning",),
-    ("prepare", "plan", "lr_find", "train", "ensembles", "evaluate", "quantize", "predict"),
+    ("prepare", "plan", "lr_find", "train", "ensembles", "out_of_fold", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
     ("repeats",),
     ("cli",),

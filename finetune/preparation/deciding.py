@@ -14,7 +14,7 @@ from finetune.data.duplicates import clusters_of, find_conflicts, find_leaks, me
 from finetune.data.near_duplicates import NearDuplicates, find_near_duplicates, redundant
 from finetune.data.rows import Column
 from finetune.data.selection import EXTRA, KEY_HIGH, KEY_LOW
-from finetune.data.splitting import SPLITS, SplitInput
+from finetune.data.splitting import KEPT_FOR_TEST, SPLITS, SplitInput
 from finetune.data.store import RowStore
 from finetune.errors import FinetuneError
 from finetune.preparation.reading import Collected
@@ -32,7 +32,6 @@ EXAMPLES = 5
 MOST_PAIRS_LISTED = 10_000
 LISTS = {"labels", "tags", "answers"}
 MISSING_REASONS = ("missing", "blank")
-KEPT_FOR_TEST = "kept_for_test"  # why a row of the test split is in no fold
 
 
 @dataclass

@@ -85,7 +85,7 @@ def _some(files: Sequence[str]) -> list[str]:
 def _split(recipe: Recipe) -> dict[str, Any]:
     """Return how the rows were split, without the options that say nothing."""
     fold = recipe.data.fold
-    held_out = {} if fold is None else {"held_out": f"fold {fold.number} of {fold.of}, of what is not for test"}
+    held_out = {} if fold is None else {"held_out": f"fold {fold.number} (from 0) of {fold.of}"}
     if "" not in recipe.data.sources:
         return {"name": "given by files", **held_out}
     options = {name: value for name, value in recipe.data.split.options.items() if value not in (None, "")}

@@ -23,8 +23,8 @@ def repeats_report(report: Mapping[str, Any]) -> str:
     """Return the scores of the repeats, of what they say together, and of each, as Markdown."""
     kind, split = report["repeats"], report["split"]
     parts = [
-        f"# {escape(report['recipe'])}: {report['count']} {kind} on {escape(split)}",
-        f"Model {escape(report['model'])}, task {report['task']}, {scored_on(report)}.",
+        f"# {escape(report['recipe'])}: {report['count']} {kind}",
+        f"Model {escape(report['model'])}, task {report['task']}, {escape(scored_on(report))}.",
         ABOUT[kind],
         table(["metric", *columns(report)], [[escape(name), *cells] for name, cells in score_rows(report).items()]),
         *_notes(report),
@@ -41,7 +41,7 @@ def scored_on(report: Mapping[str, Any]) -> str:
     """Return which rows the scores are about."""
     if "out_of_fold" in report:
         return f"{report['rows']} rows, each held out once"
-    return f"{report['rows']} rows"
+    return f"{report['rows']} rows of {report['split']}"
 
 
 def columns(report: Mapping[str, Any]) -> list[str]:
