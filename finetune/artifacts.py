@@ -553,7 +553,8 @@ class Run:
 
     def _member(self, described: Mapping[str, Any]) -> Run:
         member = Run((self.folder / str(described["folder"])).resolve())
-        again = f"Put it back, or make the ensemble again with `finetune train` of the recipe {self.recipe.name}."
+        how = "quantize --force" if "backend" in self.manifest else "train"
+        again = f"Put it back, or make the ensemble again with `finetune {how}` of the recipe {self.recipe.name}."
         if not has_manifest(member.folder):
             raise FinetuneError(
                 f"{self.folder}: expected its {described['name']} at {member.folder}, found nothing. {again}"

@@ -12,6 +12,7 @@ from finetune.data.rows import Column
 from finetune.errors import FinetuneError
 from finetune.evaluate import as_json, own_data, units_of
 from finetune.evaluation.metrics import check_code
+from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.predictions.joining import join
 from finetune.evaluation.statistics import score
 from finetune.inference import open_run
@@ -62,7 +63,8 @@ def score_out_of_fold(
     Where predictions of that kind cannot be put together, the reason why there are none.
     """
     check_code(names, allow_code=runtime.allow_code)
-    parts, rows = [], []
+    parts: list[tuple[Predictions, int]] = []
+    rows: list[dict[str, Any]] = []
     for member in run.members:
         predictor, split = open_run(member, runtime), held_out(member)
         parts.append((predictor.predict(split.rows, split.features, recipe.train.eval_batch_size, progress), len(rows)))

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from finetune import evaluate as evaluation
 from finetune import quantize as quantization
 from finetune.artifacts import (
+    ENSEMBLE,
     MANIFEST,
     QUANTIZATION_REPORT,
     PreparedData,
@@ -22,7 +23,7 @@ from finetune.artifacts import (
     partial_folder,
     write_text,
 )
-from finetune.ensembles import make_ensemble
+from finetune.ensembles import make_ensemble, quantize_ensemble
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate, metric_names, own_data, read_report, report_name
 from finetune.evaluation.metrics import check_code
@@ -239,8 +240,12 @@ class Job:
             return self._with_current_recipe(Run(folder)), report
 
         def make() -> tuple[Run, dict[str, Any]]:
-            work = quantization.score_again if made else quantization.quantize
-            return work(run, folder, recipe=self.recipe, runtime=self.runtime, progress=self.progress)
+            how: dict[str, Any] = {"recipe": self.recipe, "runtime": self.runtime, "progress": self.progress}
+            if made:
+                return quantization.score_again(run, folder, **how)
+            if run.format == ENSEMBLE:
+                return quantize_ensemble(run, folder, **how, force=self.force)
+            return quantization.quantize(run, folder, **how)
 
         return self._stage("quantize", made and stored is not None and matches(stored, inputs), reuse, make)
 

@@ -93,7 +93,8 @@ def _about_out_of_fold(found: Mapping[str, Any]) -> str:
         return f"All held-out rows are not scored as one: {escape(found['missing'])}."
     return (
         "All held-out rows are what the models of all folds say of the rows that they did not see, scored as one; in "
-        "brackets 95 % bootstrap intervals."
+        "brackets 95 % bootstrap intervals. A metric of order or correlation over all of them also compares what "
+        "different models say, and may be lower for that alone (Forman and Scholz 2010)."
     )
 
 
