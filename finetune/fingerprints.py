@@ -103,8 +103,10 @@ def run_inputs(recipe: Recipe, data_fingerprint: str, *, allow_code: bool = Fals
 
 
 def ensemble_inputs(recipe: Recipe, data_fingerprint: str, members: Mapping[str, Run]) -> dict[str, Any]:
-    """Return what decides an ensemble: the runs that it is made of, by their names."""
-    described = {name: dict(zip(MEMBER, describe_member(run), strict=True)) for name, run in members.items()}
+    """Return what decides an ensemble: the runs that it is made of, by their names, in their order."""
+    described = [
+        {"name": name, **dict(zip(MEMBER, describe_member(run), strict=True))} for name, run in members.items()
+    ]
     return {
         "data_fingerprint": data_fingerprint,
         "task": recipe.resolved()["task"],

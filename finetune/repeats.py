@@ -8,7 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import FORMAT_VERSION, PreparedData, Run, fingerprint, partial_folder, write_json, write_text
+from finetune.artifacts import (
+    ENSEMBLE,
+    FORMAT_VERSION,
+    PreparedData,
+    Run,
+    fingerprint,
+    has_manifest,
+    partial_folder,
+    write_json,
+    write_text,
+)
 from finetune.errors import FinetuneError
 from finetune.evaluate import asked_metrics, read_report, report_name
 from finetune.evaluation.spread import spreads
@@ -61,6 +71,7 @@ class Repeats:
         """Return the ensemble of the trained runs, made now if need be."""
         self._require_one_process()
         self._refuse_unfinished()
+        self._note_what_is_replaced()
         return self.job.ensemble(dict(self._runs(asked)), asked=asked)
 
     def report(
@@ -155,6 +166,11 @@ class Repeats:
                 f"{growing}: holds an unfinished run of this recipe without `{self.kind}`. Remove `{self.kind}` to go "
                 "on with it, or add --force to throw it away."
             )
+
+    def _note_what_is_replaced(self) -> None:
+        folder = self.job.root / "run"
+        if has_manifest(folder) and Run(folder).format != ENSEMBLE:
+            self.job.progress.note(f"{folder}: the run without `{self.kind}`; the ensemble will take its place")
 
     def _runs(self, asked: bool) -> Iterator[tuple[str, Run]]:
         self.job.require_training()

@@ -115,6 +115,15 @@ def test_one_more_seed_trains_that_one_alone(root: Path, recipe: LoadRecipe) -> 
     assert [member["name"] for member in summary(run)["runs"]] == ["seed 1", "seed 2", "seed 3", "seed 4"]
 
 
+def test_seeds_in_another_order_train_nothing_and_keep_their_scores(root: Path, recipe: LoadRecipe) -> None:
+    before = read(root / "run" / "reports" / "repeats.json")["metrics"]["log-loss"]["values"]
+    repeats = Repeats(Job(recipe(seeds=[3, 1, 2]), root))
+    report = repeats.report(repeats.run(asked=True))
+    assert done(repeats) == ["ensemble", "eval"]
+    assert report["metrics"]["log-loss"]["values"] == [before[2], before[0], before[1]]
+    assert [run["name"] for run in report["runs"]] == ["seed 3", "seed 1", "seed 2"]
+
+
 def test_a_changed_recipe_trains_all_again(root: Path, recipe: LoadRecipe) -> None:
     repeats = Repeats(Job(recipe(train={"learning_rate": 1e-3}), root))
     repeats.run(asked=True)
@@ -190,6 +199,37 @@ def test_other_rows_are_scored_by_every_seed_and_the_ensemble(root: Path, recipe
     assert report["rows"] == report["ensemble"]["rows"] == 90
     assert read(root / "run" / "reports" / "repeats-rows.json") == report
     assert (root / "run" / "reports" / "repeats-rows.md").is_file()
+
+
+def call(arguments: list[str]) -> None:
+    from finetune.cli import app
+
+    with pytest.raises(SystemExit) as end:
+        app(arguments, prog_name="finetune")
+    assert not end.value.code
+
+
+def test_the_command_line_tells_mean_and_deviation(
+    root: Path, recipe: LoadRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe()
+    arguments = [str(tmp_path / "recipe.yaml"), "--output", str(root), "--quiet"]
+    report = read(root / "run" / "reports" / "repeats.json")
+    for command, place in (("train", None), ("eval", None), ("run", "report")):
+        call([command, *arguments, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        found = found[place] if place else found
+        if command == "train":
+            assert found["validation"]["accuracy"].keys() == {"mean", "deviation", "lowest", "highest", "values"}
+        else:
+            assert found == report
+    call(["eval", *arguments[:-1]])
+    shown = capsys.readouterr().out
+    scores = report["metrics"]["log-loss"]
+    assert f"{scores['mean']:.3f}" in shown
+    assert f"{scores['deviation']:.3f}" in shown
+    call(["train", *arguments[:-1]])
+    assert " ± " in capsys.readouterr().out
 
 
 # The ensemble
