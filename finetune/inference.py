@@ -29,7 +29,7 @@ from finetune.progress import Progress
 from finetune.recipe import Adapter, GenerationSection, Recipe
 from finetune.runtime import Runtime
 from finetune.tasks import Task, TaskSpec, end_ids, open_task, reads_words
-from finetune.tasks.voting import Voting, mean_of_fitted
+from finetune.tasks.voting import Ensemble, mean_of_fitted
 from finetune.training.batching import Together, evaluation_batches
 
 if TYPE_CHECKING:
@@ -174,23 +174,6 @@ def open_run(run: Run, runtime: Runtime) -> Predictor:
 
     model = _backend_of(run).attributes["load"](run.model_folder, torch.get_num_threads())
     return Predictor(model, model, *rest, torch.device("cpu"), encoder, run.fitted)
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Several models as one, which says the average of what they say; see `finetune.tasks.voting`."""
-
-    members: Sequence[Predictor]
-    voting: Voting
-
-    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the average of the members' raw outputs for a batch."""
-        outputs = [member.forward(inputs).float() for member in self.members]
-        return self.voting.average(outputs, [member.fitted for member in self.members])
-
-    def in_threads(self, threads: int) -> Ensemble:
-        """Return the same for another number of threads."""
-        return replace(self, members=[member.in_threads(threads) for member in self.members])
 
 
 def _open_ensemble(run: Run, runtime: Runtime) -> Predictor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,38 @@ class Voting:
 
     averages: str
     average: Average
+
+
+class Member(Protocol):
+    """A model that votes: a `Predictor`."""
+
+    @property
+    def forward(self) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+        """What gives the task's raw outputs for the inputs of a batch."""
+
+    @property
+    def fitted(self) -> Fitted:
+        """What was fitted beside its weights."""
+
+    def in_threads(self, threads: int) -> Self:
+        """Return the same for another number of threads."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several models as one, which says the average of what they say."""
+
+    members: Sequence[Member]
+    voting: Voting
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the average of the members' raw outputs for a batch."""
+        outputs = [member.forward(inputs).float() for member in self.members]
+        return self.voting.average(outputs, [member.fitted for member in self.members])
+
+    def in_threads(self, threads: int) -> Ensemble:
+        """Return the same for another number of threads."""
+        return replace(self, members=[member.in_threads(threads) for member in self.members])
 
 
 def mean_of_probabilities(outputs: Sequence[torch.Tensor], fitted: Sequence[Fitted]) -> torch.Tensor:  # noqa: ARG001
