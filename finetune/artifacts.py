@@ -27,6 +27,8 @@ FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 QUANTIZATION_REPORT = "quantization"
 FITTED = "fitted.json"
+ENSEMBLE = "ensemble"  # the format of a run that has no model of its own, but the runs whose answers it averages
+MEMBER = ("fingerprint", "model_sha256")  # how an ensemble knows a member again
 # What an artifact needs while it grows: checkpoints, and what the growing run is made from
 SCRATCH = ("checkpoints", "inputs.json")
 # What may change in a complete artifact
@@ -546,6 +548,32 @@ class Run:
         """The resolved recipe that made it."""
         return load_recipe(self.folder / "recipe.yaml")
 
+    @cached_property
+    def members(self) -> list[Run]:
+        """The runs whose answers an ensemble averages; raise FinetuneError if one was moved, or is another by now."""
+        return [self._member(described) for described in self.manifest.get("members", ())]
+
+    def _member(self, described: Mapping[str, Any]) -> Run:
+        member = Run((self.folder / str(described["folder"])).resolve())
+        how = "quantize --force" if "backend" in self.manifest else "train"
+        again = f"Put it back, or make the ensemble again with `finetune {how}` of the recipe {self.recipe.name}."
+        if not has_manifest(member.folder):
+            raise FinetuneError(
+                f"{self.folder}: expected its {described['name']} at {member.folder}, found nothing. {again}"
+            )
+        if describe_member(member) != tuple(described[key] for key in MEMBER):
+            raise FinetuneError(
+                f"{self.folder}: expected its {described['name']} at {member.folder} as it was when the ensemble was "
+                f"made, found a run that was trained again since. {again}"
+            )
+        return member
+
     def data_folder(self) -> Path:
         """Where the data that it was trained on is, unless somebody moved one of the two."""
         return (self.folder / str(self.manifest.get("data_folder", "../data"))).resolve()
+
+
+def describe_member(run: Run) -> tuple[str, str]:
+    """Return by what an ensemble knows a run again: its fingerprint, and a hash of its model's files."""
+    files = {name: one for name, one in run.manifest.get("files", {}).items() if name.startswith(("model/", FITTED))}
+    return run.fingerprint, fingerprint(files)

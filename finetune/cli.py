@@ -25,6 +25,8 @@ from finetune.console import (
     print_preview,
     print_quantized,
     print_range_test,
+    print_repeated_training,
+    print_repeats,
     print_report,
     print_run,
     print_tuning,
@@ -39,6 +41,7 @@ from finetune.recipe import Recipe, check_device, load_recipe
 if TYPE_CHECKING:
     from finetune.artifacts import Run
     from finetune.pipeline import Job
+    from finetune.repeats import Repeats
     from finetune.runtime import Runtime
 
 # What the operating system says when the user's disk, paths or rights are at fault, and what helps
@@ -227,7 +230,7 @@ def prepare(
         _prepare_nothing(load_recipe(recipe, overrides or [], check_inputs=True), preview, as_json, quiet, verbose)
         return
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
-    data = job.data(asked=True)
+    data = _repeated(job).data(asked=True)
     if as_json:
         print_json({**data.report, "folder": str(data.folder)})
     elif not quiet:
@@ -339,18 +342,20 @@ def train(
         _train_in_processes(recipe, overrides or [], processes, threads)
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force, resume=resume)
     with leaving_in_order():
-        run = job.run(asked=True)
+        run = _repeated(job).run(asked=True)
     if not is_main():
         return
     if as_json:
-        print_json(_run_result(run))
+        print_json(_run_result(run, job))
     elif not quiet:
-        print_run(run)
+        _print_run(run, job)
 
 
 def _train_in_processes(recipe: Path, overrides: list[str], processes: int, threads: int | None) -> NoReturn:
     """Give the command line to several processes, and end as they do."""
     loaded = load_recipe(recipe, overrides, check_inputs=True)  # a mistake in it needs no processes
+    if loaded.repeated:
+        raise FinetuneError("--processes: with `seeds` or `folds` each training is one process; leave it out")
     if count() > 1:
         raise FinetuneError("--processes: a launcher has started several processes already; leave it out")
     arguments = list(sys.argv[1:])
@@ -439,13 +444,14 @@ def evaluate(
     if data is not None and split != "test":
         raise FinetuneError("eval: expected --split or --data, found both")
     job, run, folder = _target(target, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
+    asked = job if run else _repeated(job)  # a run is judged by itself, whatever it was made with
     if data is None and split == "test":
-        job.require_test_split()
-    report = job.report(run or job.run(), split=split, source=data, folder=folder)
+        asked.require_test_split()
+    report = asked.report(run or asked.run(), split=split, source=data, folder=folder)
     if as_json:
         print_json(report)
     elif not quiet:
-        print_report(report)
+        _print_report(report)
     _require(report)
 
 
@@ -471,7 +477,7 @@ def quantize(
     job, run, _ = _target(target, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     job.require_backend()
     job.require_test_split()
-    quantized, report = job.quantized(run or job.run())
+    quantized, report = job.quantized(run or _repeated(job).run())
     if as_json:
         print_json({**report, "folder": str(quantized.folder)})
     elif not quiet:
@@ -601,18 +607,19 @@ def run(
     """
     job = _job(recipe, overrides, output, _flags(device, threads, allow_code), quiet, verbose, force)
     job.rebuild_stale = True
-    job.require_test_split()
-    data = job.data(asked=True)
-    trained = job.run(asked=True)
-    results: dict[str, Any] = {"data": data.report, "run": _run_result(trained), "report": job.report(trained)}
+    asked = _repeated(job)
+    asked.require_test_split()
+    data = asked.data(asked=True)
+    trained = asked.run(asked=True)
+    results: dict[str, Any] = {"data": data.report, "run": _run_result(trained, job), "report": asked.report(trained)}
     if job.recipe.quantize:
         results["quantized"] = job.quantized(trained)[1]
     if as_json:
-        print_json({"stages": [stage.as_json() for stage in job.stages], **results})
+        print_json({"stages": [stage.as_json() for stage in asked.stages], **results})
     elif not quiet:
         print_data(results["data"], last=False)
-        print_run(trained)
-        print_report(results["report"])
+        _print_run(trained, job)
+        _print_report(results["report"])
         if "quantized" in results:
             print_quantized(results["quantized"])
         print(f"\nReports: {trained.reports}")
@@ -660,6 +667,15 @@ def _job_of(
         resume=resume,
         recipe_name=recipe_name,
     )
+
+
+def _repeated(job: Job) -> Job | Repeats:
+    """Return the job, or that of all its repeats if the recipe has `seeds` or `folds`."""
+    if not job.recipe.repeated:
+        return job
+    from finetune.repeats import Repeats
+
+    return Repeats(job)
 
 
 def _runtime(recipe: Recipe, flags: Mapping[str, Any]) -> Runtime:
@@ -713,7 +729,25 @@ def _refuse_settings_of_the_past(overrides: list[str]) -> None:
             )
 
 
-def _run_result(run: Run) -> dict[str, Any]:
+def _print_run(run: Run, job: Job) -> None:
+    if job.recipe.repeated:
+        print_repeated_training(_run_result(run, job))
+    else:
+        print_run(run)
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    if "repeats" in report:
+        print_repeats(report)
+    else:
+        print_report(report)
+
+
+def _run_result(run: Run, job: Job) -> dict[str, Any]:
+    if job.recipe.repeated:
+        from finetune.repeats import summary
+
+        return {**summary(run), "folder": str(run.folder)}
     keys = (
         "best_step",
         "last_step",

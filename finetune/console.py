@@ -225,6 +225,42 @@ def print_run(run: Run) -> None:
             print(printable(f"           to change: {'; '.join(finding['change'])}"))
 
 
+def print_repeated_training(result: Mapping[str, Any]) -> None:
+    """Print what several trainings of one recipe gave on validation."""
+    for run in result["runs"]:
+        scores = ", ".join(f"{name} {_number(value)}" for name, value in run["validation"].items())
+        print(
+            f"{run['name']:<10} best step {run['best_step']} of {run['last_step']} ({run['stopped_because']}); "
+            f"validation {scores}"
+        )
+    scores = ", ".join(f"{name} {_spread(score)}" for name, score in result["validation"].items())
+    print(f"{'mean':<10} validation {scores}; {result['folder']}")
+
+
+def _spread(score: Mapping[str, float | None]) -> str:
+    """Return a mean and its deviation: `0.912 ± 0.004`."""
+    return UNDEFINED if score["mean"] is None else f"{_number(score['mean'])} ± {_number(score['deviation'])}"
+
+
+def print_repeats(report: Mapping[str, Any]) -> None:
+    """Print what several trainings of one recipe scored, each and together, and whether the gates hold."""
+    from finetune.reports.repeats import columns, score_rows, scored_on
+
+    print(f"\n{report['count']} {report['repeats']}, {scored_on(report)}")
+    rows = score_rows(report)
+    width = max(18, *(len(name) + 1 for name in rows))
+    header = columns(report)
+    wide = [
+        max(10, len(name) + 2, *(len(cells[place]) + 2 for cells in rows.values())) for place, name in enumerate(header)
+    ]
+    print(" " * width + "".join(f"{name:>{size}}" for name, size in zip(header, wide, strict=True)))
+    for name, cells in rows.items():
+        print(f"{name:<{width}}" + "".join(f"{cell:>{size}}" for cell, size in zip(cells, wide, strict=True)))
+    if missing := report["ensemble"].get("missing"):
+        print(f"no score of an ensemble: {missing}")
+    print_gates(report)
+
+
 def print_report(report: Mapping[str, Any]) -> None:
     """Print an evaluation: metrics beside the baselines, gains, caveats, gates."""
     systems = {"model": report["metrics"], **report["baselines"]}

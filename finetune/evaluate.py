@@ -122,7 +122,7 @@ def evaluate(
         "dropped": scored.dropped,
         "dropped_lines": scored.dropped_lines or None,
         "unknown_labels": scored.unknown_labels or None,
-        "seen_in_training": _seen_in_training(data, scored, spec) if data else None,
+        "seen_in_training": _seen_in_training(data, scored, run, spec) if data else None,
         "diagnosis": run.manifest.get("diagnosis"),
         "run_fingerprint": run.fingerprint,
         "fingerprint": fingerprint(report_inputs(run, recipe, names, split, source, has_data=data is not None)),
@@ -175,7 +175,12 @@ def report_name(split: str, source: Path | None) -> str:
 def metric_names(recipe: Recipe, run: Run) -> list[str]:
     """Return the metrics of a report: the recipe's, or all of the task, and those that gates ask for."""
     _, spec = open_task(run.recipe.task.name, run.recipe.task.options)
-    names = list(recipe.metrics or spec.metrics)
+    return asked_metrics(recipe, spec)
+
+
+def asked_metrics(recipe: Recipe, spec: TaskSpec | None = None) -> list[str]:
+    """Return the metrics that a recipe asks for; `spec` is the task's declaration, if it is not the recipe's own."""
+    names = list(recipe.metrics or (spec or recipe.spec).metrics)
     names += [gate.keys[0] for gate in recipe.gates if gate.keys[0] not in {"agreement", "size_ratio"}]
     return list(dict.fromkeys(names))
 
@@ -370,11 +375,12 @@ def worst_examples(predictions: Predictions, scored: ScoredRows, spec: TaskSpec)
     return examples
 
 
-def _seen_in_training(data: PreparedData, scored: ScoredRows, spec: TaskSpec) -> int:
-    """Count scored rows whose text stands in the training split."""
-    if scored.name == "train":
+def _seen_in_training(data: PreparedData, scored: ScoredRows, run: Run, spec: TaskSpec) -> int:
+    """Count scored rows whose text stands in the training split; the models of folds were trained on validation too."""
+    trained = ("train", "validation") if run.recipe.folds else ("train",)
+    if scored.name in trained:
         return len(scored.rows)
-    known = {_key(row, spec) for row in data.split("train").rows}
+    known = {_key(row, spec) for name in trained for row in data.split(name).rows}
     return sum(_key(row, spec) in known for row in scored.rows)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import Run, fingerprint
+from finetune.artifacts import MEMBER, Run, describe_member, fingerprint
 from finetune.data.sources import open_source
 from finetune.models.loading import file_digest, find_model, weights_digest
 from finetune.models.scratch import scratch_context
@@ -99,6 +99,20 @@ def run_inputs(recipe: Recipe, data_fingerprint: str, *, allow_code: bool = Fals
         "train": {key: value for key, value in resolved["train"].items() if key not in OPERATIONAL},
         "code": with_code([recipe.train.early_stopping.metric]),
         **_writing(recipe),
+    }
+
+
+def ensemble_inputs(recipe: Recipe, data_fingerprint: str, members: Mapping[str, Run]) -> dict[str, Any]:
+    """Return what decides an ensemble: the runs that it is made of, by their names, in their order."""
+    described = [
+        {"name": name, **dict(zip(MEMBER, describe_member(run), strict=True))} for name, run in members.items()
+    ]
+    return {
+        "data_fingerprint": data_fingerprint,
+        "task": recipe.resolved()["task"],
+        "seed": recipe.seed,
+        "members": described,
+        **({"generation": recipe.generation.deciding(recipe.seed)} if recipe.spec.prompt is not None else {}),
     }
 
 

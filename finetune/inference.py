@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from finetune import registry
-from finetune.artifacts import FeatureTable, Run
+from finetune.artifacts import ENSEMBLE, FeatureTable, Run
 from finetune.data.tokenization import Encoded, Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.evaluation.predictions import Predictions
@@ -29,6 +29,7 @@ from finetune.progress import Progress
 from finetune.recipe import Adapter, GenerationSection, Recipe
 from finetune.runtime import Runtime
 from finetune.tasks import Task, TaskSpec, end_ids, open_task, reads_words
+from finetune.tasks.voting import Ensemble, mean_of_fitted
 from finetune.training.batching import Together, evaluation_batches
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class Predictor:
 
 def open_run(run: Run, runtime: Runtime) -> Predictor:
     """Load a run's model with the loader that its format names."""
+    if run.format == ENSEMBLE:
+        return _open_ensemble(run, runtime)
     run.check_model()
     recipe = run.recipe
     task, spec = open_task(recipe.task.name, recipe.task.options)
@@ -171,6 +174,18 @@ def open_run(run: Run, runtime: Runtime) -> Predictor:
 
     model = _backend_of(run).attributes["load"](run.model_folder, torch.get_num_threads())
     return Predictor(model, model, *rest, torch.device("cpu"), encoder, run.fitted)
+
+
+def _open_ensemble(run: Run, runtime: Runtime) -> Predictor:
+    """Load the members of an ensemble; what was fitted beside them is averaged too."""
+    if reason := run.recipe.no_average:
+        listed = ", ".join(str(member.folder) for member in run.members)
+        raise FinetuneError(f"{run.folder}: its models do not answer as one: {reason}. Ask one of them: {listed}")
+    members = [open_run(member, runtime) for member in run.members]
+    ensemble = Ensemble(members, run.recipe.spec.voting)
+    fitted = mean_of_fitted([member.fitted for member in members])
+    encoder = replace(members[0].encoder, limits=Limits(**run.limits))
+    return replace(members[0], model=ensemble, forward=ensemble, encoder=encoder, fitted=fitted, seed=run.recipe.seed)
 
 
 def _open_model(run: Run, task: Task, tokenizer: Any, runtime: Runtime) -> Any:

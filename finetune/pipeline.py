@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from finetune import evaluate as evaluation
 from finetune import quantize as quantization
 from finetune.artifacts import (
+    ENSEMBLE,
     MANIFEST,
     QUANTIZATION_REPORT,
     PreparedData,
@@ -22,11 +23,13 @@ from finetune.artifacts import (
     partial_folder,
     write_text,
 )
+from finetune.ensembles import make_ensemble, quantize_ensemble
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate, metric_names, own_data, read_report, report_name
 from finetune.evaluation.metrics import check_code
 from finetune.fingerprints import (
     differences,
+    ensemble_inputs,
     matches,
     quantization_report_inputs,
     quantized_inputs,
@@ -48,7 +51,7 @@ from finetune.training.tracking import check_installed
 from finetune.tune import tune, work
 
 Result = TypeVar("Result")
-Name = Literal["prepare", "train", "eval", "quantize"]
+Name = Literal["prepare", "train", "ensemble", "eval", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ class Stage:
     name: Name
     status: Literal["done", "skipped"]
     seconds: float
+    of: str = ""  # which of several trainings it belongs to
 
     def as_json(self) -> dict[str, Any]:
         """Return it as `finetune run --json` prints it."""
-        return {"name": self.name, "status": self.status, "seconds": round(self.seconds, 2)}
+        found = {"name": self.name, "status": self.status, "seconds": round(self.seconds, 2)}
+        return {**found, "of": self.of} if self.of else found
 
 
 @dataclass
@@ -118,6 +123,7 @@ class Job:
         """Return what training will need, on data that is made if need be."""
         check_code([self.recipe.train.early_stopping.metric], allow_code=self.runtime.allow_code)
         self.require_training()
+        self._say_of_which()
         data = self.data()
         return plan(self.recipe, data, self.plan_folder, measure=measure, runtime=self.runtime, progress=self.progress)
 
@@ -129,6 +135,7 @@ class Job:
     def lr_find(self, sweep: Sweep) -> dict[str, Any]:
         """Return the learning-rate range test of the recipe, on data that is made if need be."""
         self.require_training()
+        self._say_of_which()
         data = self.data()
         return lr_find(
             self.recipe, data, self.lr_find_folder, sweep=sweep, runtime=self.runtime, progress=self.progress
@@ -141,6 +148,7 @@ class Job:
 
     def tune(self, launch: Callable[[], None] | None = None) -> dict[str, Any]:
         """Return the report of a search for better settings, done here or by the processes that `launch` starts."""
+        self._say_of_which()
         data = self._data_to_tune_on()
         return tune(
             self.recipe,
@@ -164,6 +172,10 @@ class Job:
             )
         self.require_training()
         return self.data()
+
+    def _say_of_which(self) -> None:
+        if self.recipe.repeated:
+            self.progress.note("this is about one training, of the recipe without `seeds` or `folds`")
 
     def run(self, *, asked: bool = False) -> Run:
         """Return the trained run, made now if need be, on data that is made if need be."""
@@ -189,6 +201,17 @@ class Job:
                 force=self.force,
                 progress=self.progress,
             ),
+        )
+
+    def ensemble(self, members: Mapping[str, Run], *, asked: bool = False) -> Run:
+        """Return the ensemble of some runs, made now if need be."""
+        folder, data = self.root / "run", self.data()
+        inputs = ensemble_inputs(self.recipe, data.fingerprint, members)
+        return self._stage(
+            "ensemble",
+            self._is_fresh("train", folder, inputs, asked),
+            lambda: self._with_current_recipe(Run(folder)),
+            lambda: make_ensemble(self.recipe, data, folder, members, runtime=self.runtime, progress=self.progress),
         )
 
     def _has_run(self, folder: Path, asked: bool) -> bool:
@@ -253,8 +276,12 @@ class Job:
             return self._with_current_recipe(Run(folder)), report
 
         def make() -> tuple[Run, dict[str, Any]]:
-            work = quantization.score_again if made else quantization.quantize
-            return work(run, folder, recipe=self.recipe, runtime=self.runtime, progress=self.progress)
+            how: dict[str, Any] = {"recipe": self.recipe, "runtime": self.runtime, "progress": self.progress}
+            if made:
+                return quantization.score_again(run, folder, **how)
+            if run.format == ENSEMBLE:
+                return quantize_ensemble(run, folder, **how, force=self.force)
+            return quantization.quantize(run, folder, **how)
 
         return self._stage("quantize", made and stored is not None and matches(stored, inputs), reuse, make)
 
@@ -268,6 +295,8 @@ class Job:
 
     def require_test_split(self) -> None:
         """Raise FinetuneError, before anything is trained, if there would be no test split to judge the model by."""
+        if self.recipe.data.fold is not None:  # it holds one out
+            return
         given = self.recipe.data.sources
         options = self.recipe.data.split.options
         missing = options.get("test") == 0 and not options.get("folds") if "" in given else "test" not in given

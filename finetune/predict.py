@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -35,8 +35,18 @@ class _Question:
 class Answering:
     """A run opened once, to be asked as often as one likes."""
 
-    def __init__(self, run: Run, runtime: Runtime | None = None, on_piece: Callable[[str], None] | None = None) -> None:
-        """Open the run; `on_piece` is told the words of a text as they are written, if the run writes texts."""
+    def __init__(
+        self,
+        run: Run,
+        runtime: Runtime | None = None,
+        on_piece: Callable[[str], None] | None = None,
+        *,
+        cleaned: bool = False,
+    ) -> None:
+        """Open the run; `on_piece` is told the words of a text as they are written, if the run writes texts.
+
+        What is asked has been `cleaned` already where it comes from prepared data.
+        """
         self._recipe = run.recipe
         self._predictor: Predictor = replace(open_run(run, runtime or Runtime()), on_piece=on_piece)
         mapped = self._recipe.data.columns
@@ -45,7 +55,8 @@ class Answering:
         asked = spec.question or {role: column for role, column in used.items() if role in spec.text_roles}
         self._names = {role: mapped.get(role, role) for role in asked}
         words = any(column.kind == "tokens" for column in asked.values())
-        clean = Pipeline([(part.name, part.options) for part in self._recipe.data.clean], tokens=words)
+        cleaners = () if cleaned else self._recipe.data.clean
+        clean = Pipeline([(part.name, part.options) for part in cleaners], tokens=words)
         self._readers = {role: _reader(role, column, clean) for role, column in asked.items()}
         # words may come as a text, under the name that the text has beside its spans
         self._text_of_words = mapped.get("text", "text") if words else None
@@ -60,6 +71,18 @@ class Answering:
         numbered = (self._question(number, record) for number, record in enumerate(records, start=1))
         while chunk := list(islice(numbered, CHUNK_ROWS)):
             yield from self._answer(chunk)
+
+    @property
+    def roles(self) -> list[str]:
+        """What is asked for of each row."""
+        return list(self._readers)
+
+    def rows(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Answer rows of prepared data, whose values are called by their roles."""
+        return self.records(
+            Record(number, {self._names[role]: row[role] for role in self._readers})
+            for number, row in enumerate(rows, start=1)
+        )
 
     def file(self, path: Path) -> Iterator[dict[str, Any]]:
         """Answer a file of rows; raise FinetuneError if it has not the run's columns."""

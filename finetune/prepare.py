@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.artifacts import PreparedData, building, fingerprint, publish, versions, write_json, write_text
 from finetune.data.checks import Finding
+from finetune.data.splitting import KEPT_FOR_TEST
 from finetune.data.tokenization import Encoder, Limits
 from finetune.errors import FinetuneError
 from finetune.fingerprints import rows_part, tokens_inputs
@@ -299,7 +300,7 @@ def _report_asked_otherwise(report: dict[str, Any], count: int) -> None:
 
 
 def _note(report: dict[str, Any], progress: Progress) -> None:
-    dropped = sum(report["dropped"].values())
+    dropped = sum(report["dropped"].values()) - report["dropped"].get(KEPT_FOR_TEST, 0)
     if dropped > MANY_DROPPED * report["rows_read"]:
         progress.note(f"{dropped} of {report['rows_read']} rows were dropped; dropped.jsonl says which and why")
     if missed := report.get("augmented", {}).get("not_made"):

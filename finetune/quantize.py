@@ -54,13 +54,12 @@ def quantize(
     """Quantize a run into `folder` by the recipe's backend; return the quantized run and the before/after report."""
     runtime, progress = runtime or Runtime(), progress or Silent()
     recipe = recipe or run.recipe
-    if run.format != "transformers":
-        raise FinetuneError(f"{run.folder}: expected a run in full precision, found one of the format {run.format!r}")
+    require_full_precision(run)
     assert recipe.quantize is not None, "the caller checks that there is a backend"
     check_code(metric_names(recipe, run), allow_code=runtime.allow_code)
-    data = _require_data(run)
+    data = require_data(run)
     backend = registry.backends.get(recipe.quantize.name)
-    runtime = _on_cpu(runtime)
+    runtime = on_cpu(runtime)
     with building(folder) as partial:
         before = open_run(run, runtime)
         progress.note(f"quantizing with {backend.attributes['title']}")
@@ -69,12 +68,28 @@ def quantize(
         if run.fitted:
             write_json(partial / FITTED, run.fitted)
         manifest = _manifest(run, folder, backend, quantized_inputs(run, recipe.quantize))
-        # the report is made from what was written, opened as any user would open it
-        after = _open_unpublished(partial, manifest, runtime)
-        report = _score(run, before, after, partial, recipe, data, split, progress)
-        write_report(report, partial / "reports")
+        report = score_unpublished(run, before, partial, manifest, recipe, data, split, runtime, progress)
         publish(folder, manifest)
     return Run(folder), report
+
+
+def score_unpublished(
+    run: Run,
+    before: Predictor,
+    partial: Path,
+    manifest: dict[str, Any],
+    recipe: Recipe,
+    data: PreparedData,
+    split: str,
+    runtime: Runtime,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Score a quantized run that is about to be published, opened as any user would open it; write the report."""
+    quantized = Run(partial)
+    quantized.__dict__["manifest"] = manifest  # it is written last, when all the rest is there
+    report = _score(run, quantized, before, open_run(quantized, runtime), recipe, data, split, progress)
+    write_report(report, partial / "reports")
+    return report
 
 
 def score_again(
@@ -87,19 +102,26 @@ def score_again(
     progress: Progress | None = None,
 ) -> tuple[Run, dict[str, Any]]:
     """Make the before/after report of a quantized run anew, with other metrics or another seed; quantize nothing."""
-    runtime, progress = _on_cpu(runtime or Runtime()), progress or Silent()
+    runtime, progress = on_cpu(runtime or Runtime()), progress or Silent()
     before, after = open_run(run, runtime), open_run(Run(folder), runtime)
-    report = _score(run, before, after, folder, recipe, _require_data(run), split, progress)
+    report = _score(run, Run(folder), before, after, recipe, require_data(run), split, progress)
     write_report(report, folder / "reports")
     return Run(folder), report
 
 
-def _on_cpu(runtime: Runtime) -> Runtime:
+def on_cpu(runtime: Runtime) -> Runtime:
     """Every backend so far is one for CPUs, so both models are scored there."""
     return Runtime("cpu", runtime.threads, "fp32", runtime.allow_code)
 
 
-def _require_data(run: Run) -> PreparedData:
+def require_full_precision(run: Run) -> None:
+    """Raise FinetuneError for a run that cannot be quantized, or is quantized already."""
+    if run.format != "transformers":
+        raise FinetuneError(f"{run.folder}: expected a run in full precision, found one of the format {run.format!r}")
+
+
+def require_data(run: Run) -> PreparedData:
+    """Return the data that a run was trained on; raise FinetuneError if it is not there."""
     data = own_data(run)
     if data is None:
         raise FinetuneError(
@@ -111,9 +133,9 @@ def _require_data(run: Run) -> PreparedData:
 
 def _score(
     run: Run,
+    quantized: Run,
     before: Predictor,
     after: Predictor,
-    folder: Path,
     recipe: Recipe,
     data: PreparedData,
     split: str,
@@ -122,7 +144,7 @@ def _score(
     assert recipe.quantize is not None
     names = metric_names(recipe, run)
     report = _compare(before, after, data.split(split), names, recipe, split, progress)
-    sizes = {"before": weights_size(run.model_folder), "after": weights_size(folder / "model")}
+    sizes = {"before": _size(run), "after": _size(quantized)}
     report |= {
         "recipe": recipe.name,
         "backend": recipe.quantize.name,
@@ -178,12 +200,6 @@ def _manifest(run: Run, folder: Path, backend: registry.Entry, inputs: dict[str,
     }
 
 
-def _open_unpublished(partial: Path, manifest: dict[str, Any], runtime: Runtime) -> Predictor:
-    quantized = Run(partial)
-    quantized.__dict__["manifest"] = manifest  # it is written last, when all the rest is there
-    return open_run(quantized, runtime)
-
-
 def _compare(
     before: Predictor,
     after: Predictor,
@@ -210,6 +226,11 @@ def _compare(
         "agreement_means": said_before.same,
         "speed": measure_speed(before, after, scored.features),
     }
+
+
+def _size(run: Run) -> int:
+    """Return the bytes of a run's weights; of an ensemble those of all members."""
+    return sum(weights_size(member.model_folder) for member in run.members or [run])
 
 
 def weights_size(folder: Path) -> int:

@@ -280,6 +280,22 @@ def _checks(value: object) -> object:
     return checked
 
 
+class FoldSection(Section):
+    """One of several folds of the rows that are not for test: its rows are held out, the rest trains and validates.
+
+    It is what a recipe's `folds` gives to each of its trainings.
+    """
+
+    number: Annotated[int, Field(ge=0)]
+    of: Annotated[int, Field(ge=2, le=100)]
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> FoldSection:
+        if self.number >= self.of:
+            raise ValueError(f"expected a number from 0 to {self.of - 1} (of is {self.of}), found {self.number}")
+        return self
+
+
 def _separator(value: object) -> str | None:
     if value is None or (isinstance(value, str) and value):
         return value
@@ -309,6 +325,7 @@ class DataSection(Section):
     group_by: Annotated[Many[str], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = ()
     checks: Annotated[dict[str, dict[str, Any]], BeforeValidator(_checks)] = {}
     split: Splitter = STRATIFIED
+    fold: FoldSection | None = None
     augment: Augment | None = None
 
     @property
@@ -716,12 +733,28 @@ def _check_gate(gate: Gate) -> None:
         ) from None
 
 
+def _several_seeds(seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if seeds is not None and (len(seeds) < 2 or len(set(seeds)) < len(seeds)):
+        raise ValueError(f"expected two or more different seeds, such as [1, 2, 3], found {list(seeds)}")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[Many[Seed] | None, AfterValidator(_several_seeds)]
+
+
 class Recipe(Section):
-    """One reusable description of a whole job, from raw rows to a quantized model."""
+    """One reusable description of a whole job, from raw rows to a quantized model.
+
+    With `seeds` it is done once with each of them on the same rows, with `folds` once on each fold of the rows that
+    are not for test.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     task: Task
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    seed: Seed = 42
+    seeds: Seeds = None
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
     data: DataSection
     model: ModelSection
     tokenizer: Tokenizer | None = None
@@ -737,6 +770,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         problems: list[tuple[Keys, str]] = [*self._problems_of_columns(), *self._problems_of_training()]
+        problems += self._problems_of_repeats()
         if "" not in self.data.sources and self.data.split != STRATIFIED:
             message = "the files of `data.source` say already which split their rows are in; remove one of the two"
             problems.append((("data", "split"), message))
@@ -912,6 +946,42 @@ class Recipe(Section):
         if self.train.batch_size == 1 and not spec.adds_up:
             message = "expected 2 or more, since this loss compares each row with the others of its batch; found 1"
             yield ("train", "batch_size"), message
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it is done several times, with several seeds or on several folds."""
+        return bool(self.seeds or self.folds)
+
+    @property
+    def no_average(self) -> str:
+        """Why the models of a repeated training cannot answer as one; empty if they can."""
+        if self.spec.voting is None:
+            return f"what several models of the task {self.task.name} say has no average"
+        return "each fold's model reads with a tokenizer of its own" if self.folds and self.tokenizer else ""
+
+    def _problems_of_repeats(self) -> Iterator[tuple[Keys, str]]:
+        """Yield what does not fit between `seeds`, `folds`, the splitter and what is asked of the result."""
+        setting, splitter = ("seeds" if self.seeds else "folds"), self.data.split
+        if self.seeds and self.folds:
+            yield ("folds",), "`seeds` repeats the training on the same rows, `folds` on others; remove one of the two"
+        if self.data.fold is not None and self.repeated:
+            yield ("data", "fold"), f"it is one of the trainings that `{setting}` makes; remove one of the two"
+        if self.folds or self.data.fold:
+            if splitter.options.get("folds"):
+                message = "it makes a fold the test split, and here the rows that are not for test are divided; "
+                yield ("data", "split", "folds"), message + "remove one of the two"
+            if splitter.name == "time":
+                message = "of rows in the order of time, later ones would say what earlier ones are; use another "
+                yield ("data", "split"), message + "splitter, or `folds` and `fold` of this one, one after another"
+            if "-" in self.data.paths:
+                yield ("data", "source"), "standard input can be read once, and each fold reads the rows; use a file"
+        if self.repeated and self.quantize is not None and self.no_average and self.spec.prompt is None:
+            message = f"with `{setting}` it is for the ensemble of all models, but {self.no_average}"
+            yield ("quantize",), f"{message}; remove one of the two"
+        for gate in self.gates if self.repeated else ():
+            if not gate.quantized and gate.keys[1:] and gate.keys[-1] != "value":
+                message = f"with `{setting}` a gate is on the mean, which has no {gate.keys[-1]} end; remove it"
+                yield ("gates", gate.path), message
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain values, every default written out, in the form that `load_recipe` reads.

@@ -209,7 +209,7 @@ class _Training:
         if windows:
             self._save(log)
             step += 1
-        kept = latest_checkpoint(self.checkpoints)
+        kept = latest_checkpoint(self.checkpoints) if is_main() else None  # the others look at nothing that may go
         good = f"The checkpoint of step {read_state(kept).step} is kept. " if kept else ""
         rows = f" It came from {self._rows_of(windows)}: look at them." if windows else ""
         raise FinetuneError(

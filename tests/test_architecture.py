@@ -31,8 +31,9 @@ LEVELS = (
     ("inference",),
     ("learners", "resuming"),
     ("planning", "tuning"),
-    ("prepare", "plan", "lr_find", "train", "tune", "evaluate", "quantize", "predict"),
+    ("prepare", "plan", "lr_find", "train", "tune", "ensembles", "out_of_fold", "evaluate", "quantize", "predict"),
     ("pipeline", "console"),
+    ("repeats",),
     ("cli",),
     ("__main__",),
 )

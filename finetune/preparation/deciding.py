@@ -14,13 +14,13 @@ from finetune.data.duplicates import clusters_of, find_conflicts, find_leaks, me
 from finetune.data.near_duplicates import NearDuplicates, find_near_duplicates, redundant
 from finetune.data.rows import Column
 from finetune.data.selection import EXTRA, KEY_HIGH, KEY_LOW
-from finetune.data.splitting import SPLITS, SplitInput
+from finetune.data.splitting import KEPT_FOR_TEST, SPLITS, SplitInput
 from finetune.data.store import RowStore
 from finetune.errors import FinetuneError
 from finetune.preparation.reading import Collected
 from finetune.preparation.remaining import Remaining, codes_of, describe_place
 from finetune.progress import Progress
-from finetune.recipe import DataSection, Recipe
+from finetune.recipe import STRATIFIED, DataSection, FoldSection, Part, Recipe
 from finetune.tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -89,12 +89,16 @@ class Deciding:
         clusters = self._drop_rare(clusters)
         self._require_rows()
         splits, clusters, leaks = self._split(clusters)
+        # of all splits: what a fold's model is asked about may have a label that is in the test split alone
+        labels = classes(self.left.rows, self.spec, self.kind, self.data.labels)
+        if self.data.fold is not None:
+            splits, clusters = self._take_fold(splits, clusters, self.data.fold)
         self._require_splits(splits)
         return Decided(
             rows=self.left.rows,
             clusters=clusters,
             splits=splits,
-            labels=classes(self.left.rows, self.spec, self.kind, self.data.labels),
+            labels=labels,
             dropped=self.left.dropped(),
             exact_repeats=exact_repeats,
             near_repeats=self.near_repeats,
@@ -226,8 +230,23 @@ class Deciding:
         given: NDArray[np.int8] = self._run_splitter(np.arange(len(self.left.rows)))
         return given
 
-    def _run_splitter(self, clusters: NDArray[np.int64]) -> NDArray[np.int8]:
-        splitter = registry.splitters.get(self.data.split.name).build(self.data.split.options)
+    def _take_fold(
+        self, splits: NDArray[np.int8], clusters: NDArray[np.int64], fold: FoldSection
+    ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+        """Leave the test split out, and divide the other rows so that one fold of them is held out as `test`."""
+        tested = splits == SPLITS.index("test")
+        self.left.drop(tested, KEPT_FOR_TEST)
+        clusters = _renumber(clusters, ~tested)
+        part = self.data.split
+        if "folds" not in part.options:  # the splits were given, with files or in a column
+            part = STRATIFIED
+        salt = {"salt": f"{part.options['salt']} folds"} if "salt" in part.options else {}  # not the digits of the test
+        options = {**part.options, **salt, "folds": fold.of, "fold": fold.number}
+        return self._run_splitter(clusters, Part(name=part.name, options=options)), clusters
+
+    def _run_splitter(self, clusters: NDArray[np.int64], part: Part | None = None) -> NDArray[np.int8]:
+        part = part or self.data.split
+        splitter = registry.splitters.get(part.name).build(part.options)
         extras = {
             name.removeprefix(EXTRA): self.left.rows.column(name)
             for name in self.left.rows.table.column_names
@@ -296,6 +315,7 @@ class Deciding:
         given = self.data.sources
         options = self.data.split.options
         test = "test" in given if "" not in given else bool(options.get("folds") or options.get("test"))
+        test = test or self.data.fold is not None
         for code, name in enumerate(SPLITS if test else SPLITS[:2]):
             if not (splits == code).any():
                 raise FinetuneError(

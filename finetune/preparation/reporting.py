@@ -84,11 +84,14 @@ def _some(files: Sequence[str]) -> list[str]:
 
 def _split(recipe: Recipe) -> dict[str, Any]:
     """Return how the rows were split, without the options that say nothing."""
+    fold = recipe.data.fold
+    held_out = {} if fold is None else {"held_out": f"fold {fold.number} (from 0) of {fold.of}"}
     if "" not in recipe.data.sources:
-        return {"name": "given by files"}
+        return {"name": "given by files", **held_out}
     options = {name: value for name, value in recipe.data.split.options.items() if value not in (None, "")}
     folds = {"fold"} if "folds" not in options else {"test"}
-    return {"name": recipe.data.split.name, **{name: value for name, value in options.items() if name not in folds}}
+    described = {name: value for name, value in options.items() if name not in folds}
+    return {"name": recipe.data.split.name, **described, **held_out}
 
 
 def _targets(decided: Decided, spec: TaskSpec, kind: str) -> dict[str, Any]:

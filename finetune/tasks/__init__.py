@@ -12,6 +12,7 @@ from finetune.data.rows import Column
 from finetune.data.tokenization import Encoded, Encoder
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.sections import Section
+from finetune.tasks.voting import Voting
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +152,7 @@ class TaskSpec:
     reduce: Callable[[torch.Tensor, Batch], torch.Tensor] | None = None
     in_words: Callable[[Any, Any], Any] | None = None
     prompt: Callable[[Mapping[str, Any]], list[int]] | None = None
+    voting: Voting | None = None  # how several models answer as one; None: what they say has no average
     windows: bool = True  # whether long texts may become windows
     whole_tokenizer: bool = False  # whether encoding takes more than the tokenizer's fast backend
     undefined: Mapping[str, str] = field(default_factory=dict)  # metrics of its kind that it can't have, and why

@@ -37,6 +37,7 @@ from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Criterion, Fitted, Frequencies, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
+from finetune.tasks.voting import Voting, mean_of_label_probabilities
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +187,7 @@ SPEC = TaskSpec(
     example=example,
     difficulty=difficulty,
     worst_means="The rows on which the model gave the true answer, for all labels together, the least probability.",
+    voting=Voting("the probabilities of the labels, and their thresholds", mean_of_label_probabilities),
     details=details,
     sections=sections,
     fit_decisions=fit_decisions,

@@ -28,6 +28,7 @@ from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.answer_reports import describe, details, difficulty, example, sections
 from finetune.tasks.sequences import pad_inputs, weighted, weights_of
+from finetune.tasks.voting import Voting, mean_of_scores
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ SPEC = TaskSpec(
     example=example,
     difficulty=difficulty,
     worst_means="The answers that share least with a true one, the most certain of them first.",
+    voting=Voting("the scores of where an answer begins and ends, and the threshold for no answer", mean_of_scores),
     details=details,
     sections=sections,
     unit="document",

@@ -24,6 +24,7 @@ from finetune.registry import tasks
 from finetune.tasks import Batch, Fitted, Row, TaskSpec
 from finetune.tasks.ranking_reports import describe, details, difficulty, example, sections
 from finetune.tasks.sequences import pad_inputs
+from finetune.tasks.voting import Voting, mean_of_scores
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,7 @@ def declare(options: Mapping[str, Any]) -> TaskSpec:
         example=example,
         difficulty=difficulty,
         worst_means="The queries whose relevant texts were ranked lowest (by NDCG); [1] is how relevant a text is.",
+        voting=Voting("the scores", mean_of_scores),
         details=details,
         sections=sections,
         unit="query",

@@ -32,6 +32,7 @@ from finetune.registry import tasks
 from finetune.tasks import Batch, Criterion, Fitted, Row, TaskSpec
 from finetune.tasks.number_reports import details, difficulty, example, sections
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
+from finetune.tasks.voting import Voting, mean_of_fitted
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,19 @@ def fit_targets(names: Sequence[str], rows: Iterable[Row]) -> dict[str, Any]:
     }
 
 
+def mean_of_numbers(names: Sequence[str], outputs: Sequence[torch.Tensor], fitted: Sequence[Fitted]) -> torch.Tensor:
+    """Return outputs, shape (windows, targets), that stand for the mean of the numbers which several models say."""
+    import torch
+
+    def scales(name: str, of: Sequence[Fitted]) -> torch.Tensor:
+        return torch.tensor([[one[name][target] for target in names] for one in of]).to(outputs[0])[:, None]
+
+    said = torch.stack([part.reshape(-1, len(names)) for part in outputs])
+    numbers = (said * scales("deviation", fitted) + scales("mean", fitted)).mean(dim=0)
+    together = [mean_of_fitted(fitted)]
+    return (numbers - scales("mean", together)[0]) / scales("deviation", together)[0]
+
+
 def describe(predictions: NumberPredictions, answer: int, row: Row) -> dict[str, Any]:  # noqa: ARG001
     """Return each target's number, to a ten-thousandth of the target's deviation."""
     answers = zip(predictions.names, predictions.values[answer], predictions.deviations, strict=True)
@@ -96,6 +110,7 @@ def spec_of(options: Mapping[str, Any]) -> TaskSpec:
         example=example,
         difficulty=difficulty,
         worst_means="The rows with the largest errors, measured in standard deviations of the training scores.",
+        voting=Voting("the numbers", functools.partial(mean_of_numbers, targets)),
         details=details,
         sections=sections,
         fit_targets=functools.partial(fit_targets, targets),

@@ -19,6 +19,7 @@ from finetune.models.heads import Head
 from finetune.registry import tasks
 from finetune.tasks import Batch, Criterion, Fitted, Frequencies, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs, pooled, weighted, weights_of
+from finetune.tasks.voting import Voting, mean_of_probabilities
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,7 @@ SPEC = TaskSpec(
     example=example,
     difficulty=difficulty,
     worst_means="The rows on which the model gave the true label the least probability.",
+    voting=Voting("the probabilities of the labels", mean_of_probabilities),
     details=details,
     sections=sections,
 )

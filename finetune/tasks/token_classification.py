@@ -31,6 +31,7 @@ from finetune.registry import tasks
 from finetune.tasks import Batch, Criterion, Fitted, Frequencies, Row, TaskSpec
 from finetune.tasks.sequences import pad_inputs
 from finetune.tasks.tag_reports import describe, details, difficulty, example, sections
+from finetune.tasks.voting import Voting, mean_of_probabilities
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,7 @@ SPEC = TaskSpec(
     example=example,
     difficulty=difficulty,
     worst_means="The rows with most wrong entities; of equals those whose words' tags were least likely.",
+    voting=Voting("the probabilities of each word's tags", mean_of_probabilities),
     details=details,
     sections=sections,
     by_token=True,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune.data.checks.inputs import SPLIT_NAMES, CheckInput, Outcome, amount
 from finetune.data.rows import list_reasons
+from finetune.data.splitting import KEPT_FOR_TEST
 from finetune.registry import checks
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ LEAST_TO_COMPARE = 30
 @checks.register("many-dropped", severity="warning")
 def many_dropped(rows: CheckInput, *, share: Share = 0.1) -> list[Outcome]:
     """Find that more than a share of the rows read were dropped, whatever the reasons."""
-    count = sum(rows.dropped.values())
+    lost = {reason: count for reason, count in rows.dropped.items() if reason != KEPT_FOR_TEST}
+    count = sum(lost.values())
     if count <= share * rows.rows_read:
         return []
-    reasons = dict(sorted(rows.dropped.items(), key=lambda item: (-item[1], item[0])))
+    reasons = dict(sorted(lost.items(), key=lambda item: (-item[1], item[0])))
     message = (
         f"{count} of {amount(rows.rows_read, 'row', 'rows')} ({count / rows.rows_read:.1%}) were dropped: "
         f"{list_reasons(reasons)}; see whether so many should be."

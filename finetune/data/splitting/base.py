@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
+KEPT_FOR_TEST = "kept_for_test"  # why a row of the test split is in no fold of the others
 CHUNK = 10_000
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -21,8 +21,9 @@ UNFITTED = 0.5
 class LabelSetPredictions:
     """Probabilities of shape (rows, labels), and 0 or 1 for each label of each row, of shape (0, labels) if unknown.
 
-    A label is said when its probability reaches its entry in `thresholds`, shape (labels,). `rule` tells how these
-    were chosen, so that whoever is compared with these predictions can choose them the same way.
+    A label is said when its probability reaches its entry in `thresholds`, shape (labels,), or (rows, labels) where
+    several models said them. `rule` tells how these were chosen, so that whoever is compared with these predictions can
+    choose them the same way.
     """
 
     labels: tuple[str, ...]
@@ -47,7 +48,10 @@ class LabelSetPredictions:
 
     def take(self, answers: NDArray[Any]) -> LabelSetPredictions:
         """Return the predictions for some rows, by index, in that order; a row may be taken twice."""
-        return replace(self, targets=self.targets[answers], probabilities=self.probabilities[answers])
+        thresholds = self.thresholds[answers] if self.thresholds.ndim == 2 else self.thresholds
+        return replace(
+            self, targets=self.targets[answers], probabilities=self.probabilities[answers], thresholds=thresholds
+        )
 
     def agrees(self, other: LabelSetPredictions) -> NDArray[Any]:
         """Tell for each row whether another model says exactly the same labels."""
