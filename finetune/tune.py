@@ -159,6 +159,8 @@ class Search:
 
     def _run(self, study: Study, trial: Trial) -> Run:
         recipe, folder = self.recipe.trial(trial.values), study.trial_folder(trial.number)
+        # the study knows all of it; a tracker would be started anew for each trial
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"trackers": ()})})
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         if has_manifest(folder / "run"):  # it was killed when all but the record was done
             return Run(folder / "run")

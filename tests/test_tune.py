@@ -87,6 +87,16 @@ def test_of_the_other_trials_only_the_log_and_the_recipe_stay(make_recipe: Recip
         assert trial["evaluations"] == len(scores)
 
 
+def test_trials_tell_trackers_nothing(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    path = make_recipe(train={**TRAIN, "trackers": ["tensorboard"]}, tune={"space": RATES, "trials": 1})
+    job_of(path, tmp_path / "out").tune()
+    kept = Run(tmp_path / "out" / "tune" / "trials" / "0000" / "run")
+    assert kept.recipe.train.trackers == ()
+    assert not (kept.folder / "trackers").exists()
+    best = load_recipe(tmp_path / "out" / "tune" / "best.yaml")
+    assert [part.name for part in best.train.trackers] == ["tensorboard"]
+
+
 def test_the_run_that_is_kept_finds_its_data(make_recipe: RecipeMaker, tmp_path: Path) -> None:
     report = tuned(make_recipe, tmp_path / "out", trials=1)
     run = Run(tmp_path / "out" / "tune" / "trials" / "0000" / "run")
