@@ -465,7 +465,7 @@ BAD: dict[str, tuple[Callable[[Path, Any], list[Any]], str]] = {
     "output is a file": (lambda p, make: ["prepare", make(), "--output", str(p / "rows.jsonl")], "Choose another"),
     "a loss that is no number": (
         lambda p, make: ["train", make(model={"id": str(poisoned_model(p / "poisoned"))})],
-        "expected a finite loss and gradient, found loss nan and gradient norm nan at step 1",
+        "expected a loss that is finite and falls, found a loss of nan at step 1",
     ),
     "two inputs": (lambda p, make: ["predict", "x", "-", "--text", "y"], "expected exactly one of"),
     "bad override": (lambda p, make: ["train", make(), "--set", "train.epochs"], "expected section.key=value"),

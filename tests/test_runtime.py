@@ -26,9 +26,3 @@ def test_threads_are_set() -> None:
     Runtime("cpu", threads=1).torch_device()
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
-
-
-def test_several_processes_are_refused_rather_than_trained_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FinetuneError, match="several processes"):
-        Runtime("cpu").accelerator()

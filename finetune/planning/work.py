@@ -12,7 +12,7 @@ from finetune.training.loop import training_batch
 
 if TYPE_CHECKING:
     from finetune.artifacts import PreparedData
-    from finetune.planning.memory import Estimate, Memory
+    from finetune.planning.memory import Estimate
     from finetune.recipe import Recipe
 
 T = TypeVar("T")
@@ -109,12 +109,14 @@ class Disk:
 def count_disk(recipe: Recipe, estimate: Estimate, folder: Path) -> Disk:
     """Return what a training needs on the disk that a folder is, or will be, on.
 
-    While a checkpoint is saved the one before is there still, and beside them the best model and the one before.
+    While a checkpoint is saved those before are there still, and beside them the best models and those that they mean.
     """
-    memory: Memory = estimate.memory
+    memory, settings = estimate.memory, recipe.train
     trained = memory.gradients
     with_adapters = recipe.adapter is not None and not recipe.adapter.merge
     whole = trained if with_adapters else memory.weights
-    one = trained + memory.optimizer
+    one = trained + memory.optimizer + (trained if settings.ema else 0)
+    checkpoints = (settings.keep_checkpoints + 1) * one
+    best = ((settings.average_best or 1) + settings.keep_checkpoints) * trained
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    return Disk(whole, 2 * one + 2 * trained, shutil.disk_usage(existing).free)
+    return Disk(whole, checkpoints + best, shutil.disk_usage(existing).free)

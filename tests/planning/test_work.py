@@ -211,17 +211,18 @@ def test_a_training_writes_what_was_planned(
         assert disk.model == pytest.approx(stored(model), abs=2 * 64 * 8), "BERT's places are no parameters"
 
 
+@pytest.mark.parametrize("settings", [{}, {"keep_checkpoints": 2, "average_best": 3, "ema": 0.9}])
 def test_many_evaluations_between_two_checkpoints_write_no_more(
-    plans: Plans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plans: Plans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    one = planned(plans, train={"max_steps": 8, "eval_every": 1, "save_every": 4})
+    one = planned(plans, train={"max_steps": 8, "eval_every": 1, "save_every": 4, **settings})
     disk = count_disk(one.recipe, one.estimate, tmp_path)
     folder = partial_folder(tmp_path / "run") / "checkpoints"
     held: list[int] = []
 
     def watched(save: Any) -> Any:
-        def saved(*arguments: Any) -> None:
-            save(*arguments)
+        def saved(*arguments: Any, **named: Any) -> None:
+            save(*arguments, **named)
             held.append(sum(stored(path) for path in folder.rglob("*.safetensors")))
 
         return saved
@@ -232,7 +233,7 @@ def test_many_evaluations_between_two_checkpoints_write_no_more(
     def best(_: Any, state: Any, score: float) -> Any:
         return dataclasses.replace(state, best_step=state.step, best_score=score)
 
-    monkeypatch.setattr(stage._Patience, "update", best)
+    monkeypatch.setattr(stage.Patience, "update", best)
     train(one.recipe, one.data, tmp_path / "run", runtime=CPU)
     assert len(held) == 8 + 2, "every evaluation is the best, and two checkpoints are saved"
     assert max(held) <= disk.checkpoints

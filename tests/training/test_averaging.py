@@ -141,6 +141,6 @@ def test_the_average_of_the_best_models_is_kept_where_it_is_better_than_the_best
 def test_one_evaluation_leaves_nothing_to_be_averaged(
     make_recipe: RecipeMaker, data: PreparedData, tmp_path: Path
 ) -> None:
-    run, lines = trained(make_recipe, data, tmp_path / "run", average_best=2, max_steps=2)
+    run, lines = trained(make_recipe, data, tmp_path / "run", average_best=2, max_steps=2, eval_every=None)
     assert not any("averaged_steps" in line for line in lines)
     assert run.manifest["best_step"] == 2
