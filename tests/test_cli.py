@@ -278,29 +278,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     return folder, json.loads((folder / "whole/run/reports/test.json").read_text())
 
 
-def test_a_training_killed_outright_goes_on_and_ends_with_the_same_metrics(
-    uninterrupted: tuple[Path, dict[str, Any]],
-) -> None:
-    folder, expected = uninterrupted
-    process = start("run", "long.yaml", "--output", "killed", cwd=folder)
-    wait_for(lambda: has_checkpoint(folder / "killed"), process)
-    process.kill()
-    process.communicate()
-    again = finetune("run", "long.yaml", "--output", "killed", cwd=folder)
-    assert "prepare: skipped" in again.stderr
-    assert "going on from the checkpoint of step" in again.stderr
-    assert json.loads((folder / "killed/run/reports/test.json").read_text()) == expected
-    for name in ("model/model.safetensors",):
-        assert (folder / "killed/run" / name).read_bytes() == (folder / "whole/run" / name).read_bytes()
-    assert steps_of(folder / "killed") == steps_of(folder / "whole")
-    assert not (folder / "killed/run.partial").exists()
-
-
-def steps_of(root: Path) -> list[tuple[int, float]]:
-    lines = map(json.loads, (root / "run/log.jsonl").read_text().splitlines())
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
-
-
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
